@@ -1,0 +1,573 @@
+"""
+Dynamic Latent Routing (DLR) in one file: a minimal modern GPT with a codebook and a router inside, and the
+search-select-update training step. After Yu, Su, Abdullah, "Dynamic Latent Routing", arXiv 2605.14323 (2026).
+
+The idea. Cut the sequence x_1..x_T into chunks of K tokens. At a middle layer l* a router reads the state of each
+chunk's FIRST token and picks one of C codes; the code's learned vector is added to the state of every token of the
+chunk. Training samples N code sequences (search), scores them by how likely they make the answer (select), and trains
+language model, codes and router together (update).
+
+         tokens ── embed ── block 1..l* ──┬── h ──────────────(+)── block l*+1..L ── norm ── head ── logits
+                                          │                    │
+                                 every K-th state              │ alpha * e_a, the same for all K tokens of a chunk
+                                          └─ sg ── router ── a = argmax z (or a rollout) ── codebook
+
+Two facts make it cheap. Routing reads h BEFORE steering, so all chunks are routed by one pass through the lower half,
+and that half is shared by every loss and rollout of a step. And only labelled positions need the vocabulary projection.
+
+Letters used in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T/K) chunks, C codes, H = n_embd,
+N rollouts, V vocabulary, L labelled positions of the batch.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    block_size: int  # longest sequence
+    n_layer: int
+    n_head: int
+    n_kv_head: int  # key/value heads, each shared by n_head / n_kv_head query heads
+    n_embd: int
+    n_codes: int = 32  # C; 1 is the static-vector control: nothing to route
+    chunk: int = 4  # K
+    steer_layer: int | None = None  # l*: how many blocks run before we route and steer; default n_layer // 2
+    steer_scale: float = 0.5  # alpha
+    route_norm: bool = True  # the router reads h / rms(h), not raw h
+    router_std: float = 0.1  # std of the router's initial weights
+    ffn_dim: int | None = None  # SwiGLU width; default 8/3 n_embd, rounded up to a multiple of 32
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True  # the head shares the embedding's weights
+
+    def __post_init__(self):
+        for name in "vocab_size block_size n_layer n_head n_kv_head n_embd n_codes chunk".split():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
+            raise ValueError(f"n_embd / n_head must be an even integer, got {self.n_embd} / {self.n_head}")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head must be a multiple of n_kv_head, got {self.n_head} and {self.n_kv_head}")
+        if self.steer_layer is None:
+            self.steer_layer = self.n_layer // 2
+        if not isinstance(self.steer_layer, int) or not 0 <= self.steer_layer < self.n_layer:
+            raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (n_layer {self.n_layer}; at least one "
+                             f"block must follow the steering), got {self.steer_layer}")
+        for name in ("steer_scale", "router_std"):
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        if self.ffn_dim is None:
+            self.ffn_dim = math.ceil(8 * self.n_embd / 3 / 32) * 32
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# The transformer. Module and parameter names are those of Hugging Face's Llama, so its weights load without a table.
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding, half-rotation form: x (B, heads, T, hd), cos and sin (B or 1, 1, T, hd)."""
+    x1, x2 = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-x2, x1), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention. With a cache, keys and values are written at `pos`, and read up to it."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head, self.n_kv_head, self.hd = config.n_head, config.n_kv_head, config.n_embd // config.n_head
+        self.q_proj = nn.Linear(config.n_embd, self.n_head * self.hd, bias=False)
+        self.k_proj = nn.Linear(config.n_embd, self.n_kv_head * self.hd, bias=False)
+        self.v_proj = nn.Linear(config.n_embd, self.n_kv_head * self.hd, bias=False)
+        self.o_proj = nn.Linear(self.n_head * self.hd, config.n_embd, bias=False)
+
+    def forward(self, x, cos, sin, pos=None, cache=None):
+        B, T, H = x.size()
+        q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
+        k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)  # (B, kv heads, T, hd)
+        v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
+        q, k = (rotate(t, cos, sin).to(v.dtype) for t in (q, k))  # under autocast v is bfloat16, the rotation float32
+        gqa = self.n_head != self.n_kv_head
+        if cache is None:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
+        else:
+            keys, values = cache  # (B, kv heads, S, hd) each; what lies beyond a row's position is never read
+            rows, S = torch.arange(B, device=x.device)[:, None], keys.size(2)
+            keys[rows, :, pos], values[rows, :, pos] = k.transpose(1, 2), v.transpose(1, 2)
+            seen = torch.arange(S, device=x.device) <= pos[:, None, :, None]  # (B, 1, T, S)
+            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=gqa)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, self.n_head * self.hd))
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.n_embd, config.ffn_dim, bias=False)
+        self.up_proj = nn.Linear(config.n_embd, config.ffn_dim, bias=False)
+        self.down_proj = nn.Linear(config.ffn_dim, config.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.input_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.self_attn = Attention(config)
+        self.post_attention_layernorm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *where):
+        x = x + self.self_attn(self.input_layernorm(x), *where)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class GPT(nn.Module):
+    """A GPT that routes and steers: h_t += alpha * e_{a_m(t)} after l* blocks, a_m = argmax W_rt sg(h_first(m))."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.codebook = nn.Embedding(config.n_codes, config.n_embd)  # e_k, the rows
+        self.router = nn.Linear(config.n_embd, config.n_codes, bias=False)  # W_rt
+        # Running average of the codes' soft bigram, starts uniform (see prior_kl).
+        self.register_buffer("bigram", torch.full((config.n_codes, config.n_codes), 1.0 / config.n_codes**2))
+
+        hd = config.n_embd // config.n_head
+        freqs = config.rope_theta ** -(torch.arange(0, hd, 2).float() / hd)
+        angles = torch.outer(torch.arange(config.block_size).float(), freqs).repeat(1, 2)  # (block_size, hd)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+        for name, p in self.named_parameters():
+            if p.dim() == 2:
+                shrink = (2 * config.n_layer) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
+                nn.init.normal_(p, std=0.02 * shrink)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        nn.init.zeros_(self.codebook.weight)  # so the model starts as exactly the plain LM
+        nn.init.normal_(self.router.weight, std=config.router_std)
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # The model, in the order in which data flows: lower half, route, steer, upper half.
+
+    def lower(self, idx, pos=None, cache=None):
+        """Embedding and the first l* blocks, never steered: idx (B, T) -> h (B, T, H)."""
+        return self._blocks(self.embed_tokens(idx), range(self.config.steer_layer), pos, cache)
+
+    def upper(self, h, pos=None, cache=None):
+        """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""
+        return self.norm(self._blocks(h, range(self.config.steer_layer, self.config.n_layer), pos, cache))
+
+    def _blocks(self, x, which, pos, cache):
+        where = slice(x.size(1)) if pos is None else pos
+        cos, sin = (t[where].view(-1, 1, x.size(1), t.size(-1)).to(x.dtype) for t in (self.cos, self.sin))
+        for i in which:
+            x = self.layers[i](x, cos, sin, pos, cache and cache[i])
+        return x
+
+    def router_logits(self, h):
+        """z = W_rt sg(h) for states h (..., H) -> (..., C). sg: routing losses train the router, never the LM."""
+        h = h.detach()
+        z = self.router(F.rms_norm(h, h.shape[-1:], eps=1e-6) if self.config.route_norm else h)
+        return z.float().clone()  # a copy, since torch.compile (2.13) replays a view wrongly across graph breaks
+
+    def steer(self, h, codes):
+        """h_t += alpha * e_{a_m(t)}: h (B, T, H), codes (B, M). The grid starts at each row's first token."""
+        e = self.codebook(codes).repeat_interleave(self.config.chunk, dim=1)[:, : h.size(1)]
+        return h + self.config.steer_scale * e
+
+    def route(self, idx):
+        """Routing logits of all chunks, read at their first tokens: idx (B, T) -> z (B, M, C). No code changes them."""
+        self._check_idx(idx)
+        return self.router_logits(self.lower(idx)[:, :: self.config.chunk])
+
+    def forward(self, idx, targets=None, codes=None, **dlr):
+        """
+        idx (B, T) long, right-padded where ragged (causal attention keeps the padding from being seen); targets (B, T),
+        targets[b, t] = the token after idx[b, t], -1 = unlabelled; codes: None = the router's argmax, "off" = plain LM,
+        LongTensor (B, M) = these, "search" = one training step's loss (then **dlr are the arguments of `dlr_loss`).
+
+        Returns (logits, loss): without targets (B, T, V) and None; with targets the logits of the L labelled positions
+        only, (L, V), and the mean negative log-likelihood over them in nats (0 if nothing is labelled).
+        With codes="search": (loss, terms) of `dlr_loss`; training goes through here so that DDP and compile wrap it.
+        """
+        if isinstance(codes, str) and codes == "search":
+            return self.dlr_loss(idx, targets, **dlr)
+        if dlr:
+            raise TypeError(f'{", ".join(dlr)}: only with codes="search"')
+        self._check_idx(idx, targets)
+        self._check_codes(codes, idx.size(0), math.ceil(idx.size(1) / self.config.chunk))
+        h = self.lower(idx)
+        if codes is None:
+            codes = self.router_logits(h[:, :: self.config.chunk]).argmax(-1)
+        x = self.upper(h if isinstance(codes, str) else self.steer(h, codes))
+        if targets is None:
+            return self.lm_head(x), None
+        labelled = targets >= 0
+        logits = self.lm_head(x[labelled])  # (L, V)
+        loss = F.cross_entropy(logits.float(), targets[labelled], reduction="sum") / labelled.sum().clamp(min=1)
+        return logits, loss
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Training: search, select, update.
+
+    def token_logp(self, h, targets):
+        """log p(x_t | x_<t) for states h (B, T, H) just above l*, steered or not -> (B, T) nats, 0 where unlabelled."""
+        labelled = targets >= 0
+        logits = self.lm_head(self.upper(h)[labelled]).float()  # (L, V): the head runs only where there is a label
+        logp = torch.zeros(targets.shape, device=h.device)
+        logp[labelled] = -F.cross_entropy(logits, targets[labelled], reduction="none")
+        return logp
+
+    @torch.no_grad()
+    def rollouts(self, h, z, targets, n_rollouts, temperature, greedy_first=False):
+        """
+        SEARCH: draw N code sequences, a_m ~ softmax(z_m / tau_i), and score each. Returns codes (N, B, M) and their
+        per-token log p(x_t | x_<t, a), (N, B, T). `temperature` is one tau or one for each rollout; tau 0 is greedy.
+        """
+        tau = torch.as_tensor(temperature, dtype=torch.float32, device=z.device)
+        if n_rollouts < 1 or tau.dim() > 1 or (tau.dim() == 1 and len(tau) != n_rollouts) or not (tau >= 0).all():
+            raise ValueError(f"need n_rollouts >= 1 and one temperature >= 0, or one for each rollout; "
+                             f"got n_rollouts {n_rollouts}, temperature {temperature}")
+        tau = tau.expand(n_rollouts).clone()
+        if greedy_first:
+            tau[0] = 0.0
+        gumbel = -torch.empty((n_rollouts, *z.shape), device=z.device).exponential_().log()
+        codes = (z + tau.view(-1, 1, 1, 1) * gumbel).argmax(-1)  # the Gumbel-max trick: a sample of softmax(z / tau)
+        steered = self.steer(h.repeat(n_rollouts, 1, 1), codes.flatten(0, 1))  # (N B, T, H), one batched upper pass
+        logp = self.token_logp(steered, targets.repeat(n_rollouts, 1)).view(n_rollouts, *targets.shape)
+        torch.clear_autocast_cache()  # older versions would reuse these gradient-free casts in the graded pass
+        return codes, logp
+
+    def _select(self, h, z, targets, real, n_rollouts, temperature, select):
+        """SELECT: a* = argmax_i log p(x | a_i), or of the joint log p(x | a_i) + log p(a_i | x), per row -> (B, M)."""
+        codes, logp = self.rollouts(h, z, targets, n_rollouts, temperature, greedy_first=select == "joint")
+        score = logp.sum(-1)  # (N, B); sums, not means: within a row the count of labels is the same
+        if select == "joint":
+            score = score + (code_logp(z, codes) * real).sum(-1)
+        best = score.argmax(0)  # (B,)
+        return codes[best, torch.arange(len(best), device=best.device)]
+
+    @torch.no_grad()
+    def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood"):
+        """Search and select alone: the best code sequence (B, M) of each row, for select "likelihood" or "joint"."""
+        self._check_idx(idx, targets, labelled=True)
+        if select not in ("likelihood", "joint"):
+            raise ValueError(f'select must be "likelihood" or "joint" here, got {select!r}')
+        h = self.lower(idx)
+        z = self.router_logits(h[:, :: self.config.chunk])
+        return self._select(h, z, targets, real_chunks(targets, self.config.chunk), n_rollouts, temperature, select)
+
+    def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", alpha_policy=0.1,
+                 alpha_reg=0.1):
+        """
+        UPDATE: the loss of one training step (method, section 2),
+
+            L = - log p(x)                             generalist
+                - log [p(x | a) / sg p(x)]             information gain
+                - alpha_policy * log p(a | x)          policy
+                + alpha_reg * KL(bigram || bi-Zipf)    regularizer
+
+        log p are means over the batch's labelled tokens, log p(a | x) over its real chunks. `select` says how rollouts
+        teach:  "likelihood" (the paper): a = the rollout with the greatest log p(x | a);
+                "joint": a = the greatest log p(x | a) + log p(a | x), the router's own argmax among the candidates;
+                "advantage": a = the router's argmax, the codes that the test will use. Rollouts teach the router
+                alone, by REINFORCE: the policy term is - mean_i A_im log p(a_im | x), where A_im is what rollout i
+                gives the labels predicted in chunks m and m + 1, less the mean over rollouts. Unbiased at tau = 1.
+
+        Returns (loss, terms): terms are detached scalars with loss = generalist - info_gain + alpha_policy * policy
+        + alpha_reg * regularizer, and "usage", how often the router's argmax chose each code (C,). In train() mode the
+        prior's running average moves by one step.
+        """
+        self._check_idx(idx, targets, labelled=True)
+        K = self.config.chunk
+        h = self.lower(idx)  # (B, T, H): the only lower pass of the step
+        z = self.router_logits(h[:, ::K])  # (B, M, C)
+        real = real_chunks(targets, K)  # (B, M)
+        n_real = real.sum().clamp(min=1)
+
+        if select in ("likelihood", "joint"):
+            a = self._select(h.detach(), z.detach(), targets, real, n_rollouts, temperature, select)
+            policy = -(code_logp(z, a) * real).sum() / n_real
+        elif select == "advantage":
+            a = z.argmax(-1)
+            tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature)
+            gain = F.pad(logp, (0, -logp.size(-1) % K)).unflatten(-1, (-1, K)).sum(-1)  # (N, B, M): log p of chunk m
+            gain = gain + F.pad(gain[..., 1:], (0, 1))  # and of the next chunk, which reads this one
+            advantage = (gain - gain.mean(0)) * real
+            policy = -(advantage * code_logp(z, tried)).sum() / (n_rollouts * n_real)
+        else:
+            raise ValueError(f'select must be "likelihood", "joint" or "advantage", got {select!r}')
+
+        # The two graded passes run as one batch of 2B rows.
+        logp = self.token_logp(torch.cat([h, self.steer(h, a)]), targets.repeat(2, 1))
+        plain, steered = (logp.view(2, -1).sum(-1) / (targets >= 0).sum().clamp(min=1)).unbind()
+        info_gain = steered - plain.detach()
+        regularizer = self.prior_kl(z.softmax(-1), real)
+        loss = -plain - info_gain + alpha_policy * policy + alpha_reg * regularizer
+        terms = {"generalist": -plain, "info_gain": info_gain, "policy": policy, "regularizer": regularizer,
+                 "usage": torch.bincount(z.argmax(-1)[real], minlength=self.config.n_codes)}
+        return loss, {name: value.detach() for name, value in terms.items()}
+
+    def prior_kl(self, probs, real):
+        """
+        The marginal entropy regularizer KL(P || target) in nats. P = 0.8 avg + 0.2 B mixes a running average with the
+        batch's soft bigram B[i, j] = mean p(a_m = i) p(a_m+1 = j) over real neighbouring chunks; probs (B, M, C),
+        real (B, M) bool. Under DDP, B is the mean over all processes' pairs, in value and in gradient.
+        """
+        if self.config.n_codes == 1:
+            return probs.new_zeros(())
+        pair = (real[:, :-1] & real[:, 1:]).to(probs.dtype)  # (B, M-1)
+        local = torch.einsum("bm,bmi,bmj->ij", pair, probs[:, :-1], probs[:, 1:])
+        count, total, world = pair.sum(), local.detach().clone(), 1
+        if dist.is_available() and dist.is_initialized():
+            world = dist.get_world_size()
+            dist.all_reduce(total)
+            dist.all_reduce(count)
+        if count == 0:
+            return local.sum()  # 0, but on the graph: every process needs a gradient
+        B = (total + world * (local - local.detach())) / count
+        P = 0.8 * self.bigram + 0.2 * B
+        if self.training:
+            self.bigram.copy_(P.detach())
+        return (P * (P.clamp(min=1e-10).log() - bizipf_target(P.detach()).clamp(min=1e-10).log())).sum()
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Inference.
+
+    @torch.no_grad()
+    def generate(self, prompts, max_new_tokens, codes=None, stop=None, temperature=0.0):
+        """
+        Continue each prompt (lists of token ids, any lengths) with a KV cache; returns each row's new ids as a list.
+        codes as in `forward`; a LongTensor (B, M) must cover ceil((longest prompt + max_new_tokens) / K) chunks or the
+        whole context. A chunk is routed when its first token arrives; its other tokens keep the code. `stop` is a
+        token id that ends a row and is not returned; a row also ends when the context is full. temperature 0: greedy.
+        """
+        cfg, device = self.config, self.embed_tokens.weight.device
+        K, B, lens = cfg.chunk, len(prompts), [len(p) for p in prompts]
+        if max_new_tokens < 0 or temperature < 0:
+            raise ValueError(f"max_new_tokens and temperature must be >= 0, got {max_new_tokens} and {temperature}")
+        for i, n in enumerate(lens):
+            if not 1 <= n <= cfg.block_size:
+                raise ValueError(f"prompt {i} has {n} tokens; allowed are 1 to {cfg.block_size} (block_size)")
+        out = [[] for _ in prompts]
+        if B == 0 or max_new_tokens == 0:
+            return out
+        S = min(max(lens) + max_new_tokens, cfg.block_size)  # positions to cache
+        self._check_codes(codes, B, math.ceil(S / K), at_least=True)
+        routed, off = codes is None, isinstance(codes, str)
+
+        x = torch.zeros(B, max(lens), dtype=torch.long, device=device)  # right-padded
+        for i, p in enumerate(prompts):
+            x[i, : len(p)] = torch.as_tensor(p)
+        every, last = torch.arange(B, device=device), torch.tensor(lens, device=device) - 1  # last: position read next
+        pos = torch.arange(x.size(1), device=device).expand(B, -1)
+        dtype = self.embed_tokens.weight.dtype
+        if torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)
+        shape = (B, cfg.n_kv_head, S, cfg.n_embd // cfg.n_head)
+        cache = [[torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(cfg.n_layer)]
+
+        # The prompts, all positions at once; then one token for each row at a time.
+        h = self.lower(x, pos, cache)
+        if routed:
+            codes = self.router_logits(h[:, ::K]).argmax(-1)  # (B, chunks of the longest prompt)
+        x = self.upper(h if off else self.steer(h, codes), pos, cache)[every, last]  # (B, H)
+        if routed:
+            codes = codes[every, last // K]  # (B,): from here on, the code of each row's current chunk
+        owner = list(range(B))  # which prompt each row of the batch continues; None once it has ended
+        while True:
+            logits = self.lm_head(x).float()  # (B, V)
+            if temperature == 0:
+                new = logits.argmax(-1)
+            else:
+                new = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
+            for j, token in enumerate(new.tolist()):
+                i = owner[j]
+                if i is None:
+                    continue
+                if token != stop:
+                    out[i].append(token)
+                if token == stop or len(out[i]) == max_new_tokens or lens[i] + len(out[i]) > cfg.block_size:
+                    owner[j] = None
+            alive = [j for j, i in enumerate(owner) if i is not None]
+            if not alive:
+                return out
+            end = max(lens[owner[j]] + len(out[owner[j]]) for j in alive)  # positions in use; ended rows stay below it
+            last = (last + 1).clamp(max=end - 1)
+            if 2 * len(alive) <= len(owner):  # drop ended rows when they are half the batch
+                keep = torch.tensor(alive, device=device)
+                owner, new, last, every = [owner[j] for j in alive], new[keep], last[keep], every[: len(alive)]
+                cache = [[t[keep] for t in layer] for layer in cache]
+                codes = codes if off else codes[keep]
+            pos, used = last[:, None], [[t[:, :, :end] for t in layer] for layer in cache]
+            h = self.lower(new[:, None], pos, used)  # (B, 1, H)
+            if routed:
+                codes = torch.where(last % K == 0, self.router_logits(h[:, 0]).argmax(-1), codes)
+            if not off:
+                h = self.steer(h, (codes if routed else codes[every, last // K])[:, None])
+            x = self.upper(h, pos, used)[:, 0]
+
+    # ------------------------------------------------------------------------------------------------------------------
+    # Checks and loading.
+
+    def _check_idx(self, idx, targets=None, labelled=False):
+        if idx.dim() != 2 or idx.dtype != torch.long or not 1 <= idx.size(1) <= self.config.block_size:
+            raise ValueError(f"idx must be a LongTensor (B, T) with 1 <= T <= {self.config.block_size} (block_size), "
+                             f"got {idx.dtype} {tuple(idx.shape)}")
+        shape = idx.shape if targets is None and not labelled else getattr(targets, "shape", None)
+        if shape != idx.shape:
+            raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, got {shape and tuple(shape)}")
+
+    def _check_codes(self, codes, B, M, at_least=False):
+        if codes is None or (isinstance(codes, str) and codes == "off"):
+            return
+        if not isinstance(codes, torch.Tensor):
+            raise ValueError(f'codes must be None (the router\'s argmax), "off" or a LongTensor (B, M), got {codes!r}')
+        wide = codes.dim() == 2 and (codes.size(1) >= M if at_least else codes.size(1) == M)
+        if not wide or codes.size(0) != B or codes.dtype != torch.long:
+            raise ValueError(f"codes must be a LongTensor ({B}, {M}{' or more' if at_least else ''}), "
+                             f"got {codes.dtype} {tuple(codes.shape)}")
+        if codes.min() < 0 or codes.max() >= self.config.n_codes:
+            raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, "
+                             f"got {codes.min().item()}..{codes.max().item()}")
+
+    @classmethod
+    def from_checkpoint(cls, path, **overrides):
+        """
+        A model from a checkpoint of train.py: its path, or the dict from load_checkpoint, with "config" and "model"
+        (the weights). Where the codebook is absent or still zero, the codes start fresh under `overrides` of the config
+        (n_codes=..., chunk=..., and so on); trained codes keep their settings, and other ones are refused.
+        """
+        saved = load_checkpoint(path) if isinstance(path, (str, Path)) else path
+        config, weights, source = saved["config"], saved["model"], saved["path"]
+        if "codebook.weight" in weights and not weights["codebook.weight"].any():
+            weights = {k: v for k, v in weights.items() if k not in ("codebook.weight", "router.weight", "bigram")}
+        elif "codebook.weight" in weights:
+            fixed = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")
+            other = {k: v for k, v in overrides.items() if k in fixed and v is not None and config.get(k) != v}
+            if other:
+                raise ValueError(f"{source} holds trained codes with {({k: config[k] for k in other})}, not {other}")
+        try:
+            config = GPTConfig(**{**config, **overrides})
+        except TypeError as e:
+            raise ValueError(f"{source}: not the config of a GPT: {e}") from e
+        return cls._filled(config, weights, source)
+
+    @classmethod
+    def from_pretrained(cls, folder, **overrides):
+        """
+        A model from a Hugging Face folder of the Llama family (config.json, model.safetensors), with fresh codes.
+        `overrides` set config fields: n_codes, chunk, block_size, ... Needs the optional package safetensors.
+        """
+        try:
+            from safetensors.torch import load_file
+        except ImportError as e:
+            raise ImportError("Hugging Face folders need safetensors: pip install safetensors") from e
+
+        folder = Path(folder)
+        try:
+            hf = json.loads((folder / "config.json").read_text())
+            rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}  # transformers 5 and 4
+            rope_type = rope.get("rope_type", rope.get("type", "default"))
+            if hf["model_type"] != "llama" or rope_type != "default" or hf.get("attention_bias"):
+                raise ValueError(f"only plain Llama models (no rope scaling, no biases) are known, got model_type "
+                                 f"{hf['model_type']!r}, rope type {rope_type!r}, biases {hf.get('attention_bias')!r}")
+            config = dict(
+                vocab_size=hf["vocab_size"], block_size=hf["max_position_embeddings"], n_layer=hf["num_hidden_layers"],
+                n_head=hf["num_attention_heads"], n_kv_head=hf["num_key_value_heads"], n_embd=hf["hidden_size"],
+                ffn_dim=hf["intermediate_size"], rope_theta=hf.get("rope_theta") or rope["rope_theta"],
+                norm_eps=hf["rms_norm_eps"], tie_embeddings=hf.get("tie_word_embeddings", False))
+            weights = {k.removeprefix("model."): v for k, v in load_file(folder / "model.safetensors").items()}
+        except OSError:
+            raise  # names the file itself
+        except Exception as e:  # bad JSON, a missing key, or safetensors' own errors
+            raise ValueError(f"{folder}: cannot be read as a Hugging Face Llama folder: {type(e).__name__} {e}") from e
+        return cls._filled(GPTConfig(**{**config, **overrides}), weights, folder)
+
+    @classmethod
+    def _filled(cls, config, weights, source):
+        """A model with these weights. Codebook, router and bigram may be absent together; anything else must fit."""
+        model = cls(config)
+        own = model.state_dict()
+        if config.tie_embeddings and "embed_tokens.weight" in weights:
+            weights = {**weights, "lm_head.weight": weights["embed_tokens.weight"]}
+        codes = {"codebook.weight", "router.weight", "bigram"}
+        optional = codes if not codes & weights.keys() else set()
+        missing, surplus = own.keys() - weights.keys() - optional, weights.keys() - own.keys()
+        wrong = [f"{k}: expected {tuple(own[k].shape)}, got {tuple(weights[k].shape)}"
+                 for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
+        if missing or surplus or wrong:
+            raise ValueError(f"{source}: the weights do not fit the config; missing {sorted(missing)}, "
+                             f"surplus {sorted(surplus)}, wrong shape {sorted(wrong)}")
+        model.load_state_dict(weights, strict=False)  # copies into float32
+        return model
+
+
+def load_checkpoint(path):
+    """The dict that train.py saved, on the CPU, and its "path". ValueError if the file is truncated or foreign."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as e:  # torch.load fails in many ways on a truncated or foreign file
+        raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); truncated or foreign") from e
+    if not isinstance(saved, dict) or not {"config", "model"} <= saved.keys():
+        raise ValueError(f"{path}: not a checkpoint of train.py; it must hold 'config' and 'model'")
+    return {**saved, "path": str(path)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Small pieces of the loss.
+
+
+def real_chunks(targets, K):
+    """
+    Which chunks steer a real token: targets (B, T) -> bool (B, M). A row ends at its last label: what follows predicts
+    nothing that is scored, so it is padding, and chunks made of padding take no part in the policy or the prior.
+    """
+    position = torch.arange(targets.size(1), device=targets.device)
+    end = torch.where(targets >= 0, position, -1).amax(1, keepdim=True)  # (B, 1)
+    return position[::K] <= end
+
+
+def code_logp(z, codes):
+    """log p(a_m | x), untempered: z (B, M, C), codes (..., B, M) -> (..., B, M) nats."""
+    return z.log_softmax(-1).expand(*codes.shape, -1).gather(-1, codes[..., None])[..., 0]
+
+
+def bizipf_target(P):
+    """
+    The bi-Zipf target: the bigram P (C, C) with its diagonal damped by 1e-5 (a code should not follow itself), then 3
+    Sinkhorn rounds (rows, then columns) towards Zipf marginals, 1/rank over the first floor(0.8 C) codes, 0 beyond.
+    """
+    C = P.size(0)
+    zipf = torch.zeros(C, device=P.device)
+    used = max(1, int(0.8 * C))
+    zipf[:used] = 1.0 / torch.arange(1, used + 1, device=P.device)
+    zipf /= zipf.sum()
+    Q = P.clone()
+    Q.diagonal().mul_(1e-5)
+    for _ in range(3):
+        Q = Q * (zipf / Q.sum(1).clamp(min=1e-30))[:, None]
+        Q = Q * (zipf / Q.sum(0).clamp(min=1e-30))[None, :]
+    return Q

@@ -1,0 +1,584 @@
+"""General Dijkstra Search: lessons, each compared with something that shares no code with gds.py."""
+
+import itertools
+import subprocess
+import sys
+from pathlib import Path
+
+import networkx as nx
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import gds
+from gds import MDP
+
+settings.register_profile("gds", derandomize=True, deadline=None, max_examples=60,
+                          suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("gds")
+ROOT = Path(__file__).parent.parent
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# References on dense arrays, independent of gds.py
+
+
+def simulate(P, r, gamma, start, rules):
+    """(value, set of ends) of full rules (L,S), by dense matrices; the support by a boolean product, not by floats."""
+    S = len(P)
+    d, support, value = np.eye(S)[start], np.arange(S) == start, 0.0
+    for t, rule in enumerate(rules):
+        step = P[np.arange(S), rule]  # (S,S)
+        value += gamma**t * d @ r[t, np.arange(S), rule]
+        d, support = d @ step, (step[support] > 0).any(0)
+    return value, set(np.flatnonzero(support).tolist())
+
+
+def enumerate_all(P, r, gamma, start, goals, mode):
+    """The best value over every sequence of every full rule S -> A, or None."""
+    S, A, _ = P.shape
+    best = None
+    every_rule = [*itertools.product(range(A), repeat=S)]
+    for L in range(1, len(r) + 1):
+        for rules in itertools.product(every_rule, repeat=L):
+            value, ends = simulate(P, r, gamma, start, np.array(rules))
+            if (ends <= goals if mode == "reach" else ends >= goals) and (best is None or value > best):
+                best = value
+    return best
+
+
+@st.composite
+def problems(draw, S=3, T=3):
+    """(P, r, gamma, start, goals, mode) with A = 2: ties, zero and 1e-15 edges, gamma 0 and 1, any set of goals."""
+    S, T = draw(st.integers(2, S)), draw(st.integers(1, T))
+    P = np.zeros((S, 2, S))
+    for s, a in itertools.product(range(S), range(2)):
+        x, y = draw(st.integers(0, S - 1)), draw(st.integers(0, S - 1))
+        p = draw(st.sampled_from([1.0, 0.5, 0.3, 1e-15]))
+        P[s, a, x] += p
+        P[s, a, y] += 1 - p
+    costs = draw(st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0, 0.123]), min_size=T * S * 2, max_size=T * S * 2))
+    gamma = draw(st.sampled_from([0, 0.25, 0.5, 0.9, 0.99, 1]))
+    goals = draw(st.sets(st.integers(0, S - 1)))
+    return (P, -np.reshape(costs, (T, S, 2)), gamma, draw(st.integers(0, S - 1)), goals,
+            draw(st.sampled_from(["reach", "cover"])))
+
+
+def agrees(result, best):
+    return result.status == ("infeasible" if best is None else "optimal") and (
+        result.value == -np.inf if best is None else abs(result.value - best) < 1e-9)
+
+
+def full_rules(policy, S):
+    return [[rule.get(s, 0) for s in range(S)] for rule in policy]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The solvers are exact
+
+
+@given(problems())
+def test_everything_agrees_with_enumeration(problem):
+    """If this failed, some solver would not return the optimum over all sequences of all rules S -> A."""
+    P, r, gamma, start, goals, mode = problem
+    if len(P) == 3 and len(r) == 3:
+        r = r[:2]  # 8 rules, 2 steps: 72 sequences; the next test goes deeper
+    best, m = enumerate_all(P, r, gamma, start, goals, mode), MDP(P, r, gamma)
+    assert agrees(gds.gds(m, start, goals, mode), best)
+    assert agrees(gds.gds(m, start, goals, mode, heuristic=False), best)
+    assert agrees(gds.brute_force(m, start, goals, mode), best)
+    assert agrees(gds.gds_literal(m, start, goals, mode, "repaired"), best)
+    assert agrees(gds.gds_literal(m, start, goals, mode, "cross"), best)
+    if mode == "reach":
+        assert agrees(gds.reach_dp(m, start, goals), best)
+
+
+@given(problems(S=4, T=4))
+@settings(max_examples=150)
+def test_gds_agrees_with_brute_force(problem):
+    """If this failed, gds would be wrong on longer horizons than full enumeration can check."""
+    P, r, gamma, start, goals, mode = problem
+    m = MDP(P, r, gamma)
+    exact = gds.brute_force(m, start, goals, mode)
+    for result in (gds.gds(m, start, goals, mode), gds.gds(m, start, goals, mode, heuristic=False),
+                   gds.gds_literal(m, start, goals, mode, "repaired"), gds.gds_literal(m, start, goals, mode, "cross"),
+                   *([gds.reach_dp(m, start, goals)] if mode == "reach" else [])):
+        assert gds.same(result, exact)
+
+
+@given(problems(S=4, T=4))
+def test_returned_policies_do_what_they_promise(problem):
+    """If this failed, a returned policy would not have the value, the length or the ends that were returned with it."""
+    P, r, gamma, start, goals, mode = problem
+    m = MDP(P, r, gamma)
+    for result in (gds.gds(m, start, goals, mode), gds.static_best(m, start, goals, mode), gds.brute_force(
+            m, start, goals, mode), *([gds.reach_dp(m, start, goals)] if mode == "reach" else [])):
+        if result.status != "optimal":
+            assert result.value == -np.inf and result.policy == []
+            continue
+        value, ends = simulate(P, r, gamma, start, full_rules(result.policy, len(P)))
+        assert 1 <= len(result.policy) == result.length <= len(r)
+        assert abs(value - result.value) < 1e-9 and abs(gds.policy_value(m, start, result.policy) - value) < 1e-9
+        assert ends <= goals if mode == "reach" else ends >= goals
+
+
+@pytest.mark.parametrize("name", ["river", "scouts"])
+def test_monte_carlo(name):
+    """If this failed, the value of a stochastic plan would not be what an agent that follows it pays on average."""
+    w, rng = gds.WORLDS[name](), np.random.default_rng(0)
+    result = gds.gds(w.mdp, w.start, w.goals, w.mode)
+    returns, ends = [], set()
+    for _ in range(4000):
+        s, total = w.start, 0.0
+        for t, rule in enumerate(result.policy):
+            total += w.mdp.gamma**t * w.mdp.r[t, s, rule[s]]
+            s = int(rng.choice(w.mdp.next[s, rule[s]], p=w.mdp.prob[s, rule[s]]))
+        returns.append(total)
+        ends.add(s)
+    assert abs(np.mean(returns) - result.value) < 4 * np.std(returns) / 4000**0.5 + 1e-9
+    assert ends == set(w.goals)
+
+
+@given(problems(S=3, T=3))
+def test_static_best_agrees_with_trying_every_rule(problem):
+    """If this failed, the static policy shown beside a plan would not be the best one, and the gap not the gap."""
+    P, r, gamma, start, goals, mode = problem
+    tried = [simulate(P, r, gamma, start, np.array([rule] * L)) for L in range(1, len(r) + 1)
+             for rule in itertools.product(range(2), repeat=len(P))]
+    values = [value for value, ends in tried if (ends <= goals if mode == "reach" else ends >= goals)]
+    assert agrees(gds.static_best(MDP(P, r, gamma), start, goals, mode), max(values, default=None))
+
+
+@given(problems(S=3, T=3), st.data())
+def test_bound_is_admissible_on_every_prefix(problem, data):
+    """If this failed, A* could discard a prefix whose completion is the optimum."""
+    P, r, gamma, start, goals, mode = problem
+    m, T = MDP(P, r, gamma), len(r)
+    t = data.draw(st.integers(0, T - 1))
+    prefix = [data.draw(st.tuples(*[st.integers(0, 1)] * len(P))) for _ in range(t)]
+    bound = gds.backward_bound(m, start, goals, mode)
+    left, d = bound.root, {start: 1.0}
+    for i, rule in enumerate(prefix):
+        after = {}
+        for s, p in d.items():
+            left = left - p * bound.regret[i, s, rule[s]]
+            for s2 in np.flatnonzero(P[s, rule[s]] > 0).tolist():
+                after[s2] = after.get(s2, 0) + p * P[s, rule[s], s2]
+        d = after
+    if bound.miss is not None:
+        left = left - np.min([p * bound.miss[t, s] for s, p in d.items()], axis=0).max(0)
+    support = sorted(d)
+    for L in range(max(t, 1), T + 1):  # every completion on the prefix's own states
+        for tail in itertools.product(itertools.product(range(2), repeat=len(P)), repeat=L - t):
+            value, ends = simulate(P, r, gamma, start, np.array([*prefix, *tail], int).reshape(L, len(P)))
+            if ends <= goals if mode == "reach" else ends >= goals:
+                assert left.max() >= value - 1e-9, (support, L)
+
+
+def test_cover_bound_by_hand():
+    """If this failed, the bound for COVER would not weigh the regret of a branch by the probability of the branch."""
+    P, r = np.zeros((5, 2, 5)), np.zeros((2, 5, 2))
+    P[0, :, [1, 2]] = 0.5  # 0 -> 1 or 2 by chance; 1 -> 3 free, 1 -> 4 for 1; the others end in 3
+    P[1, 0, 3] = P[1, 1, 4] = P[2, :, 3] = P[3, :, 3] = P[4, :, 4] = 1
+    r[1, 1, 1] = -1
+    m = MDP(P, r, 0.5)
+    bound = gds.backward_bound(m, 0, {4}, "cover")
+    assert bound.root.tolist() == [0, 0] and bound.miss[0, 0, 0].tolist() == [np.inf, 0.5 * 0.5 * 1]
+    assert gds.gds(m, 0, {4}, "cover").value == -0.25
+
+
+def test_grid_against_networkx():
+    """If this failed, GDS on a deterministic P would not be Dijkstra on (time, state)."""
+    rng = np.random.default_rng(0)
+    for gamma in (0, 0.5, 0.95, 1):
+        S, T = 12, 9
+        succ, cost = rng.integers(S, size=(S, 3)), rng.choice([0, 0.1, 0.7, 2.0], size=(T, S, 3))
+        graph = nx.DiGraph()
+        for t, s, a in np.ndindex(T, S, 3):
+            edge, weight = ((t, s), (t + 1, int(succ[s, a]))), gamma**t * cost[t, s, a]
+            graph.add_edge(*edge, weight=min(weight, graph.get_edge_data(*edge, {"weight": np.inf})["weight"]))
+        distance = nx.single_source_dijkstra_path_length(graph, (0, 0))
+        m = MDP.deterministic(succ, -cost, gamma)
+        for goals in ({11}, {3, 7}, {0}):
+            best = min(distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals)
+            for heuristic in (True, False):
+                result = gds.gds(m, 0, goals, heuristic=heuristic)
+                assert result.status == ("optimal" if best < np.inf else "infeasible") and result.pops <= T * S + 1
+                assert abs(result.value + best) < 1e-9 or best == np.inf
+
+
+def test_large_grid_is_solved_almost_without_search():
+    """If this failed, the bound would not lead straight to the goal, and 864,000 (time, state) pairs would be slow."""
+    here = np.arange(3600)
+    i, j = np.divmod(here, 60)
+    moves = [np.clip(i + di, 0, 59) * 60 + np.clip(j + dj, 0, 59) for di, dj in gds.MOVES.values()]
+    m = MDP.deterministic(np.stack(moves, 1), np.full((240, 3600, 5), -1.0), 1)
+    result = gds.gds(m, 0, [3599], max_pops=1000)
+    assert (result.value, result.length) == (-118, 118)  # the Manhattan distance
+    assert gds.gds(m, 0, [3599, 3598], "cover").status == "infeasible"  # one branch ends in one state
+
+
+def test_dense_and_deterministic_mdps_are_the_same():
+    """If this failed, the table of successors would not mean what the dense P means."""
+    rng = np.random.default_rng(1)
+    succ, r = rng.integers(5, size=(5, 2)), -rng.random((4, 5, 2))
+    a, b = MDP(np.eye(5)[succ], r, 0.9), MDP.deterministic(succ, r, 0.9)
+    assert a.successors == b.successors and a.K == b.K == 1
+    assert [gds.gds(m, 0, {g}).value for m in (a, b) for g in range(5)][:5] == [gds.gds(b, 0, {g}).value
+                                                                             for g in range(5)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Supports, caps, limits
+
+
+@pytest.mark.parametrize("p", [0.5, 1e-15, 1e-300])
+def test_tiny_probabilities_are_support(p):
+    """If this failed, an end of probability 1e-15, or one that underflows to 0, would not count as an end."""
+    P = np.zeros((4, 1, 4))
+    P[0, 0, [0, 1]] = [1 - p, p] if p > 1e-16 else [1.0, p]
+    P[1, 0, [1, 2]] = P[0, 0, [0, 1]]
+    P[2:, 0, 3] = 1  # state 2 at t = 2 with probability p^2, which is 0.0 in floats at p = 1e-300
+    m = MDP(P, np.zeros((3, 4, 1)), 1)
+    for heuristic in (True, False):
+        assert gds.gds(m, 0, {0, 1}, heuristic=heuristic).length == 1
+        assert gds.gds(m, 0, {0, 1, 2}, "cover", heuristic=heuristic).length == 2
+        assert gds.gds(m, 0, {3}, "cover", heuristic=heuristic).length == 3
+        assert gds.gds(m, 0, {0}, heuristic=heuristic).status == "infeasible"
+    assert gds.reach_dp(m, 0, {0}).status == "infeasible"
+    assert set(gds.occupancy(m, 0, [{0: 0}, {0: 0, 1: 0}])[-1]) == {0, 1, 2}
+    assert gds.gds_literal(m, 0, {0, 1, 2}, "cover", "repaired").status == "optimal"
+
+
+def test_distributions_that_differ_only_in_support_are_not_merged():
+    """If this failed, rounding the keys would merge a sure state with one that has 1e-15 elsewhere."""
+    P = np.zeros((4, 2, 4))
+    P[0, 0, 1], P[0, 1, [1, 2]] = 1, [1 - 1e-15, 1e-15]  # action 0 is free; action 1 costs 1 and may lead to 2
+    P[1, :, 1], P[2, :, 3], P[3, :, 3] = 1, 1, 1
+    r = np.zeros((2, 4, 2))
+    r[0, 0, 1] = -1
+    result = gds.gds(MDP(P, r, 1), 0, {3}, "cover", heuristic=False)
+    assert (result.value, result.policy[0]) == (-1, {0: 1})
+
+
+def test_capped_is_never_infeasible():
+    """If this failed, a search that was cut short would claim to have proved that no policy exists."""
+    m = MDP.deterministic([[1, 0], [2, 1], [3, 2], [3, 3]], np.full((6, 4, 2), -0.1), 0.9)
+    needed = gds.gds(m, 0, {3}).pops
+    for limit in range(1, 12):
+        capped = gds.gds(m, 0, {3}, max_pops=limit)
+        assert capped.status == ("optimal" if limit >= needed else "capped") and capped.pops <= limit
+        assert np.isnan(capped.value) or capped.status == "optimal"
+        assert gds.gds(m, 0, {3}, heuristic=False, max_pops=limit).status != "infeasible"
+        assert gds.gds_literal(m, 0, {3}, max_pops=limit).status != "infeasible"
+        assert gds.static_best(m, 0, {3}, max_pops=limit).status != "infeasible"
+
+
+def test_brute_force_refuses_what_would_not_finish():
+    """If this failed, a reader's call of brute_force on a gridworld would hang instead of saying why."""
+    w = gds.bridge()
+    with pytest.raises(ValueError, match="would not finish"):
+        gds.brute_force(w.mdp, w.start, w.goals)
+
+
+@pytest.mark.parametrize("mode", ["reach", "cover"])
+def test_corner_cases_by_hand(mode):
+    """If this failed: empty goals are never reached but always covered; a start in the goal still needs one step."""
+    m = MDP.deterministic([[1, 1], [0, 0]], np.array([[[-1.0, -2], [0, 0]], [[0, 0], [-4, -3]]]), 0.5)
+    assert gds.gds(m, 0, [], mode).value == (-np.inf if mode == "reach" else -1)
+    assert gds.gds(m, 0, {0}, mode).value == -2.5  # there at -1, and back at 0.5 * -3
+    assert gds.gds(m, 0, {0, 1}, mode).value == (-1 if mode == "reach" else -np.inf)
+    assert gds.gds(m.until(1), 0, {0}, mode).status == "infeasible"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The printed algorithm
+
+
+def literal_unfolded(P, r, gamma, start, goals, mode, reading):
+    """Algorithms 1 and 2 word for word: every rule S -> A is appended, sorted list instead of a heap. Value or None."""
+    S, T, bound = len(P), len(r), abs(r).max()
+    queue, records, popped, born = [(0.0, 0, [])], [], set(), itertools.count(1)
+    while queue:
+        queue.sort(key=lambda entry: (-entry[0], entry[1]))
+        v, _, rules = queue.pop(0)
+        t = len(rules)
+        G = frozenset(simulate(P, r, gamma, start, np.array(rules, int).reshape(t, S))[1])
+        popped.add(G)
+        if t and (G <= goals if mode == "reach" else G >= goals):
+            return v
+        eps = bound / (1 - gamma) * gamma**t / (1 - gamma)
+        inside = (lambda a, b: a <= b) if mode == "reach" else (lambda a, b: a >= b)
+        if t == T or any(inside(G2, G) and v <= v2 - eps for G2, v2 in records):
+            continue
+        for rule in itertools.product(range(2), repeat=S):
+            v2, ends = simulate(P, r, gamma, start, np.array([*rules, rule]))
+            if frozenset(ends) not in popped:
+                records.append((G if reading == "parent" else frozenset(ends), v2))
+            queue.append((v2, next(born), [*rules, rule]))
+    return None
+
+
+@given(problems(S=3, T=2), st.sampled_from(["parent", "child"]), st.sampled_from([0.25, 0.5, 0.9]))
+def test_folding_copies_does_not_change_the_literal_algorithm(problem, reading, gamma):
+    """If this failed, gds_literal would not be the printed algorithm, which appends all A^S rules."""
+    P, r, _, start, goals, mode = problem
+    r = r - 0.0
+    r[0, start, 0] = -1.0  # with no cost at all eps is 0 and ties decide; see the zero-reward test
+    printed = literal_unfolded(P, r, gamma, start, goals, mode, reading)
+    assert agrees(gds.gds_literal(MDP(P, r, gamma), start, goals, mode, reading), printed)
+
+
+CE1 = ([[0, 1], [2, 2], [2, 2]], [(0, 0, 1)], 0.25, 2, -1)
+CE2 = ([[0, 1], [2, 2], [3, 3], [3, 3]], [(0, 0, 1)], 0.25, 3, -1)
+CE3 = ([[0, 1], [2, 2], [3, 3], [4, 4], [4, 4]], [(0, 0, 1), (1, 1, 0), (1, 1, 1)], 0.5, 4, -1.5)
+
+
+@pytest.mark.parametrize("mode", ["reach", "cover"])
+@pytest.mark.parametrize("problem, reading", [(CE1, "child"), (CE2, "child"), (CE2, "parent"), (CE3, "child"),
+                                              (CE3, "parent")])
+def test_counterexamples_written_by_hand(problem, reading, mode):
+    """If this failed, the printed pruning would be right where it is known to be wrong, or the repair wrong there."""
+    succ, costs, gamma, T, optimum = problem
+    r = np.zeros((T, len(succ), 2))
+    for cost in costs:
+        r[cost] = -1
+    m, goal = MDP.deterministic(succ, r, gamma), {len(succ) - 1}
+    printed = gds.gds_literal(m, 0, goal, mode, reading)
+    assert printed.status == "infeasible" and printed.fired >= 1
+    for result in (gds.gds(m, 0, goal, mode), gds.gds_literal(m, 0, goal, mode, "repaired"),
+                   gds.gds_literal(m, 0, goal, mode, "cross")):
+        assert result.value == optimum
+    family, start, goals = gds.late_shortcut(gamma, T)
+    assert (family.next[..., 0].tolist(), start, goals) == (succ, 0, goal) and (family.r == r).all()
+
+
+def test_no_smaller_counterexample():
+    """If this failed, CE1 would not be the smallest: every two-state problem with T = 2, costs 0 or 1, gamma .25."""
+    for succ in itertools.product(range(2), repeat=4):
+        for cost in itertools.product([0.0, -1.0], repeat=6):  # what state 1 costs at t = 0 is never paid
+            r = np.array([[cost[:2], (0, 0)], [cost[2:4], cost[4:]]])
+            if r.any():
+                m = MDP.deterministic(np.reshape(succ, (2, 2)), r, 0.25)
+                for goal in ({0}, {1}):
+                    exact = gds.brute_force(m, 0, goal)
+                    assert all(gds.same(gds.gds_literal(m, 0, goal, reading=x), exact) for x in gds.PRINTED)
+
+
+@pytest.mark.parametrize("gamma, depth", [(0.38, 1), (0.39, 2), (0.6, 3), (0.9, 23), (0.99, 460), (1, np.inf)])
+def test_least_firing_depth(gamma, depth):
+    """If this failed, the claim of when the printed pruning is dead code would be wrong (hand-computed depths)."""
+    assert gds.least_firing_depth(gamma) == depth
+
+
+def test_shorter_prefixes_may_prune_longer_ones_but_not_the_reverse():
+    """If this failed, our rule for different lengths would never prune across lengths, or would use late records."""
+    r = np.zeros((4, 3, 2))
+    r[0, :, 1] = r[1, 0, :] = -1  # state 0: 1 costs now, lingering costs as much a step later
+    m, across = MDP.deterministic([[0, 1], [1, 1], [2, 2]], r, 1), []
+    gds.gds_literal(m, 0, {2}, reading="cross", trace=lambda t, G, v, what: across.append((t, tuple(G), v, what)))
+    same_length = gds.gds_literal(m, 0, {2}, reading="repaired")
+    assert sum(what == "PRUNE" for *_, what in across) > same_length.fired
+    r = np.zeros((3, 4, 2))
+    r[0, 0, 1], r[1, 1, :] = -0.5, -10  # 0 -> 1 is free but then 1 -> 3 costs 10; the detour 0 -> 2 -> 1 costs 0.5
+    detour = MDP.deterministic([[1, 2], [3, 3], [1, 1], [3, 3]], r, 1)
+    assert gds.gds_literal(detour, 0, {3}, reading="cross").value == -0.5  # eps must be read at the record's times
+    late, start, goal = gds.late_shortcut(0.5, 4)
+    assert gds.gds_literal(late, start, goal, reading="cross").value == -1.5
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The other theorems
+
+
+@given(problems(S=3, T=3), st.data())
+def test_concatenation(problem, data):
+    """If this failed, Theorem 1 would not hold with the shifted clock (checked with dense matrices)."""
+    P, r, gamma, start, _, _ = problem
+    rules = [data.draw(st.tuples(*[st.integers(0, 1)] * len(P))) for _ in range(len(r))]
+    m, cut = MDP(P, r, gamma), data.draw(st.integers(0, len(r)))
+    first, second = rules[:cut], rules[cut:]
+    d = np.eye(len(P))[start]
+    for rule in first:
+        d = d @ P[np.arange(len(P)), rule]
+    parts = gds.policy_value(m, start, first) + gamma**cut * sum(
+        p * gds.policy_value(m, s, second, clock=cut) for s, p in enumerate(d))
+    whole = simulate(P, r, gamma, start, np.array(rules))[0]
+    assert abs(parts - whole) < 1e-9 and abs(gds.policy_value(m, start, gds.concatenate(first, second)) - whole) < 1e-9
+
+
+@given(problems(S=3, T=2))
+def test_policy_iteration(problem):
+    """If this failed, Theorem 3 would: some sequence of T rules would beat what policy iteration converged to."""
+    P, r, gamma, _, _, _ = problem
+    policy, V, rounds = gds.policy_iteration(MDP(P, r, gamma))
+    for s in range(len(P)):
+        best = max(simulate(P, r, gamma, s, np.array(rules))[0] for rules in
+                   itertools.product(itertools.product(range(2), repeat=len(P)), repeat=len(r)))
+        assert abs(V[0, s] - best) < 1e-9 and abs(simulate(P, r, gamma, s, policy)[0] - best) < 1e-9
+    assert rounds <= len(r) + 1
+
+
+@pytest.mark.parametrize("clauses, satisfiable", [
+    ([(1, 2), (-1, 2), (1, -2)], True),
+    ([(1, 2), (-1, 2), (1, -2), (-1, -2)], False),
+    ([*itertools.product((1, -1), (2, -2), (3, -3))], False),
+    ([*itertools.product((1, -1), (2, -2), (3, -3))][1:], True)])
+def test_sat_gadget(clauses, satisfiable):
+    """If this failed, the reduction from SAT that makes COVER NP-hard would be wrong (formulas decided by hand)."""
+    n = max(abs(v) for clause in clauses for v in clause)
+    for heuristic in (True, False):
+        result = gds.gds(*gds.sat_gadget(clauses, n), "cover", heuristic=heuristic)
+        assert (result.status == "optimal") == satisfiable
+    if satisfiable:  # the second rule is a satisfying assignment
+        result = gds.gds(*gds.sat_gadget(clauses, n), "cover")
+        assert all(any((v > 0) == result.policy[1][abs(v)] for v in clause) for clause in clauses)
+
+
+def test_history_helps_cover():
+    """If this failed, rules S -> A would suffice for COVER, or a policy with a memory could not split merged paths."""
+    m, start, goals = gds.merging()
+    assert gds.gds(m, start, goals, "cover").status == "infeasible"
+    remembers = gds.brute_force(m, start, goals, "cover", history=True)
+    assert remembers.status == "optimal" and len(remembers.policy[2]) == 2  # two paths into state 3, two actions
+    assert sorted(remembers.policy[2].values()) == [0, 1]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Worlds and the command line
+
+# name: value, length, best static value (None: infeasible), the least horizon with a solution
+OPTIMA = {
+    "toll": (-0.2734875, 4, -1.195, 2),
+    "bridge": (-0.742, 12, -1.734, 6),
+    "guard": (-0.922, 12, -4.443, 10),
+    "doors": (-0.846, 12, -1.817, 8),
+    "river": (-0.843, 9, -2.174, 7),
+    "scouts": (-0.626, 8, None, 8),
+}
+
+
+@pytest.mark.parametrize("name", gds.WORLDS)
+def test_worlds(name):
+    """If this failed, a published optimum would have changed: readers check their own solver against these."""
+    value, length, static, horizon = OPTIMA[name]
+    w = gds.WORLDS[name]()
+    result = gds.gds(w.mdp, w.start, w.goals, w.mode)
+    assert (round(result.value, 3), result.length) == (round(value, 3), length)
+    best_static = gds.static_best(w.mdp, w.start, w.goals, w.mode)
+    assert best_static.status == ("optimal" if static else "infeasible")
+    assert static is None or round(best_static.value, 3) == static
+    assert gds.first_horizon(w, w.goals) == horizon
+
+
+def test_toll_by_hand():
+    """If this failed, costs would not be charged on landing at t+1: two waits, then two steps, gamma .95."""
+    w = gds.toll()
+    waits = 0.05 + 0.95 * 0.05 + 0.95**2 * 0.1 + 0.95**3 * 0.1
+    assert abs(gds.gds(w.mdp, w.start, w.goals).value + waits) < 1e-12
+    assert abs(gds.static_best(w.mdp, w.start, w.goals).value + 1.1 + 0.95 * 0.1) < 1e-12
+
+
+def test_river_banks_and_scouts():
+    """If this failed, the stories would be false: the bank is reachable before the dock; one scout has to wait."""
+    river = gds.river()
+    assert gds.first_horizon(river, river.easier[1]) == 3
+    scouts = gds.scouts()
+    plan = gds.gds(scouts.mdp, scouts.start, scouts.goals, "cover").policy
+    assert any(len(rule) == 2 and list(rule.values()).count(0) == 1 for rule in plan)
+
+
+def test_command_line_verifies(capsys):
+    """If this failed, `python gds.py` would not print its table, or a claim would not come out as marked."""
+    assert gds.main(["--n", "400"]) == 0
+    out = capsys.readouterr().out
+    assert "UNEXPECTED" not in out and out.count("holds") >= 15 and "PRUNE" in out
+
+
+@pytest.mark.parametrize("broken", ["value", "status", "root", "regret"])
+def test_verification_can_fail(monkeypatch, capsys, broken):
+    """If this failed, a broken solver would pass the verification."""
+    right, right_bound = gds.gds, gds.backward_bound
+
+    def wrong(mdp, *args, **kwargs):
+        if broken == "value":  # forgets the discount
+            return right(MDP.deterministic(mdp.next[..., 0], mdp.r, 1) if mdp.K == 1 else mdp, *args, **kwargs)
+        return right(mdp.until(max(1, mdp.T - 1)), *args, **kwargs)  # gives up a step too early
+
+    if broken in ("root", "regret"):  # overestimates the costs to come; reads the rewards in the wrong order
+        monkeypatch.setattr(gds, "backward_bound", lambda *args: gds.Bound(
+            (bound := right_bound(*args)).root - 0.5 * (broken == "root"),
+            bound.regret[::-1] if broken == "regret" else bound.regret, bound.miss))
+    else:
+        monkeypatch.setattr(gds, "gds", wrong)
+    assert gds.main(["--n", "120"]) == 1
+    assert "UNEXPECTED: fails, marked holds" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", gds.WORLDS)
+def test_pictures(name, tmp_path, capsys):
+    """If this failed, a picture would not be well-formed, self-contained XML with one frame per time step."""
+    import xml.etree.ElementTree as ET
+    assert gds.main(["--world", name, "--svg", str(tmp_path / "x.svg")]) == 0
+    printed, drawn = capsys.readouterr().out, (tmp_path / "x.svg").read_text()
+    tree, w = ET.fromstring(drawn), gds.WORLDS[name]()
+    words = [element.text for element in tree.iter() if element.tag.endswith("text")]
+    result, static = (f(w.mdp, w.start, w.goals, w.mode) for f in (gds.gds, gds.static_best))
+    shown = result.length + 1 + (static.length + 1 if static.status == "optimal" else 0)
+    assert sum(word.startswith("t = ") for word in words) == shown
+    assert "href" not in drawn and "script" not in drawn and drawn.count("http") == 1  # only the namespace
+    for number in ("width", "height"):
+        assert all(0 <= float(e.get(number)) <= float(tree.get(number)) for e in tree.iter() if e.tag.endswith("rect")
+                   and "%" not in e.get(number))
+    assert f"{result.value:.3f}" in printed and printed.count("@") > result.length
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (["--world", "moon"], "'toll'"), (["--n", "0"], ">= 1"), (["--n", "x"], ">= 1"), (["--seed", "-1"], "--seed"),
+    (["--svg", "a.svg"], "needs --world"), (["--world", "toll", "--svg", "/no/such/dir/a.svg"], "cannot write")])
+def test_bad_command_lines(arguments, message, capsys):
+    """If this failed, a typo would end in a traceback or in a silent default."""
+    with pytest.raises(SystemExit) as stop:
+        gds.main(arguments)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_runs_without_torch():
+    """If this failed, gds.py would need more than numpy and tqdm."""
+    code = ("import sys\nfor name in ('torch', 'networkx', 'hypothesis'): sys.modules[name] = None\n"
+            "import gds; sys.exit(gds.main(['--world', 'toll']))")
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
+
+
+@pytest.mark.parametrize("build, message", [
+    (lambda: MDP(GOOD_P * 0.9, GOOD_R, 0.9), "P.*sum to 1.*0.9"),
+    (lambda: MDP(GOOD_P[:, :, :1], GOOD_R, 0.9), r"P: expected shape \(S,A,S\)"),
+    (lambda: MDP([[0.5, 0.5]], GOOD_R, 0.9), "P: expected shape"),
+    (lambda: MDP(np.array([[[1.5, -0.5]]] * 2), GOOD_R, 0.9), "P: probabilities must be >= 0"),
+    (lambda: MDP(GOOD_P * np.nan, GOOD_R, 0.9), "P: expected finite"),
+    (lambda: MDP(GOOD_P, GOOD_R[:, :1], 0.9), r"r: expected shape \(T,2,1\)"),
+    (lambda: MDP(GOOD_P, GOOD_R[:0], 0.9), "r: expected shape"),
+    (lambda: MDP(GOOD_P, GOOD_R - np.inf, 0.9), "r: expected finite"),
+    (lambda: MDP(GOOD_P, GOOD_R + 1, 0.9), "<= 0, got 1: .*different lengths"),
+    (lambda: MDP(GOOD_P, GOOD_R, 1.01), "gamma.*1.01"),
+    (lambda: MDP(GOOD_P, GOOD_R, float("nan")), "gamma"),
+    (lambda: MDP(GOOD_P, GOOD_R, "high"), "gamma.*high"),
+    (lambda: MDP.deterministic([[0], [2]], GOOD_R, 0.9), "next_state: states are 0..1"),
+    (lambda: MDP.deterministic([[0.0], [1.0]], GOOD_R, 0.9), "next_state: expected integers"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 2, {0}), "start.*0..1, got 2"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {5}), "goals.*0..1, got 5"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, 1), "goals: expected a collection"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover, got 'touch'"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=0), "max_pops.*>= 1, got 0"),
+    (lambda: gds.gds_literal(MDP(GOOD_P, GOOD_R, 1), 0, {0}, reading="mine"), "reading: expected one of parent"),
+    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 0}, {0: 0}]), "rule 1 gives no action for state 1"),
+    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 3}]), "action 3 in state 0"),
+    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [[0, 0]] * 4), "overrun the horizon T = 3")])
+def test_bad_input(build, message):
+    """If this failed, bad input would give a wrong answer or an error that names neither argument nor value."""
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -1,0 +1,214 @@
+"""train.py end to end: the real script with tiny sizes, its checkpoints, its errors, two processes against one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from data.tokens import load_encoding
+from data.wordproblems import generate
+from dlr import GPT, load_checkpoint
+from eval import evaluate
+
+ROOT = Path(__file__).parents[1]
+SMALL = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--rows", "24", "--epochs",
+         "2", "--n_rollouts", "2", "--save_every", "2", "--eval_rows", "-1", "--device", "cpu", "--no-baseline"]
+
+
+def metrics(run):
+    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+
+
+def same_state(a, b):
+    a, b = load_checkpoint(Path(a) / "ckpt.pt"), load_checkpoint(Path(b) / "ckpt.pt")
+    assert a["step"] == b["step"] and a["model"].keys() == b["model"].keys()
+    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
+    for i, state in a["optimizer"]["state"].items():
+        assert all(torch.equal(v, b["optimizer"]["state"][i][k]) for k, v in state.items())
+    assert torch.equal(a["rng"][0][0], b["rng"][0][0])
+
+
+@pytest.mark.parametrize("select", ["likelihood", "advantage"])
+@pytest.mark.parametrize("how", ["crash", "ctrl-c"])
+def test_resume_gives_the_same_bits(tmp_path, monkeypatch, how, select):
+    """Broken if weights, optimizer, random state, data order or the prior's average were lost in an interruption."""
+    flags = SMALL + ["--select", select]
+    train.main(flags + ["--out", str(tmp_path / "whole")])
+    steps, real = [], torch.optim.AdamW.step
+
+    def step(self, *a, **k):
+        steps.append(1)
+        if len(steps) == 4 and how == "crash":
+            raise RuntimeError("power cut")
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+        return real(self, *a, **k)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(SystemExit if how == "ctrl-c" else RuntimeError) as stop:
+        train.main(flags + ["--out", str(tmp_path / "cut")])
+    if how == "ctrl-c":
+        assert stop.value.code == 130 and load_checkpoint(tmp_path / "cut" / "ckpt.pt")["step"] == 4
+    train.main(["--resume", "--out", str(tmp_path / "cut")])
+    same_state(tmp_path / "whole", tmp_path / "cut")
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
+    assert [m["step"] for m in metrics(tmp_path / "cut")] == list(range(1, 7))
+
+
+def test_the_main_job(tmp_path, capsys):
+    """Broken if the default job, embedded base model to final table, did not run or left something out."""
+    out = tmp_path / "run"
+    train.main(["--rows", "16", "--epochs", "1", "--eval_rows", "6", "--device", "cpu", "--out", str(out)])
+    text = capsys.readouterr().out
+    lines = [line.split() for line in text.splitlines()]
+    arms = [tuple(words[:2]) for words in lines if len(words) > 3 and words[0] in ("dlr", "sft") and "%" in words[-1]]
+    assert arms[:5] == [("dlr", "on"), ("dlr", "off"), ("dlr", "random"), ("dlr", "shuffled"), ("sft", "off")]
+    assert "points of strict accuracy" in text and "device: cpu (--device)" in text
+    for folder in (out, out / "sft"):
+        assert {p.name for p in folder.iterdir()} >= {"config.json", "metrics.jsonl", "ckpt.pt", "summary.json",
+                                                       "answers.jsonl"}
+        assert not list(folder.glob("*.tmp"))
+    assert len(metrics(out)) == len(metrics(out / "sft")) == 2, "sft must have the same budget of steps"
+    answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
+    assert len(answers) == 6 and answers[0]["on"]["text"] and answers[0]["question"]
+
+
+def test_the_base_model_can_do_what_it_was_pretrained_for():
+    """Broken if the committed base checkpoint were not the one that the README's command makes."""
+    model, enc = GPT.from_checkpoint(train.BASE), load_encoding("wordproblems")
+    rows = [row | {"final": str(row["final"])} for row in generate(60, 5, "test", ops=(1, 2))]
+    summary, _ = evaluate(model, enc, rows, ("off",), max_new_tokens=100)
+    assert summary["arms"]["off"]["strict"] > 0.85  # 98 % and 87 % of 200 problems each
+    assert train.BASE.stat().st_size < 4_000_000
+
+
+def test_sft_leaves_codes_alone_and_dlr_gives_them_their_own_rate(tmp_path):
+    """Broken if SFT touched codebook or router, or if one learning rate served both LM and codes."""
+    flags = [f for f in SMALL if f != "--no-baseline"]
+    train.main(flags + ["--out", str(tmp_path / "dlr"), "--lr", "1e-3", "--code_lr", "2e-2", "--warmup", "0.4"])
+    dlr, sft = load_checkpoint(tmp_path / "dlr" / "ckpt.pt"), load_checkpoint(tmp_path / "dlr" / "sft" / "ckpt.pt")
+    assert [g["peak"] for g in dlr["optimizer"]["param_groups"]] == [1e-3, 1e-3, 2e-2]
+    assert [g["weight_decay"] for g in dlr["optimizer"]["param_groups"]] == [0.01, 0.0, 0.0]
+    assert sft["model"]["codebook.weight"].abs().sum() == 0 and dlr["model"]["codebook.weight"].abs().sum() > 0
+    rates = [m["lr"] / 1e-3 for m in metrics(tmp_path / "dlr")]
+    assert rates[0] == pytest.approx(1 / 2.4) and rates[1] == pytest.approx(2 / 2.4)
+    assert rates[2] <= 1 and rates[2:] == sorted(rates[2:], reverse=True) and 0 < rates[-1] < 0.3
+
+
+def test_micro_batches_add_up_to_the_batch(tmp_path):
+    """Broken if gradient accumulation weighted rows instead of labelled tokens, or forgot to average."""
+    flags = [*SMALL, "--method", "sft"]
+    train.main([*flags, "--out", str(tmp_path / "one")])
+    train.main([*flags, "--out", str(tmp_path / "four"), "--grad_accum", "4"])
+    a, b = (load_checkpoint(tmp_path / name / "ckpt.pt")["model"] for name in ("one", "four"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=2e-5, rtol=1e-3)
+    for x, y in zip(metrics(tmp_path / "one"), metrics(tmp_path / "four")):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["sft", "dlr"])
+def test_two_processes_train_like_one(tmp_path, method):
+    """Broken if torchrun DDP gave other losses than one process with the same batch (deterministic rollouts)."""
+    flags = [*SMALL, "--method", method, "--temperature", "0", "--alpha_policy", "0", "--alpha_reg", "0"]
+    train.main([*flags, "--out", str(tmp_path / "one")])
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run([*torchrun, str(ROOT / "train.py"), *flags, "--out", str(tmp_path / "two")], timeout=200,
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert len(one) == len(two) == 6
+    for x, y in zip(one, two):
+        assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
+        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=0.02)
+    a, b = (load_checkpoint(tmp_path / name / "ckpt.pt")["model"] for name in ("one", "two"))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3, msg=name)
+
+
+def bad_inputs(tmp_path):
+    (tmp_path / "cut.pt").write_bytes(train.BASE.read_bytes()[:4000] if train.BASE.exists() else b"no")
+    for name, text in (("empty", ""), ("broken", "{no json}\n"), ("long", json.dumps(
+            {"question": "Why? " * 900, "answer": "x\n#### 1"}) + "\n")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "train.jsonl").write_text(text)
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "config.json").write_text("{}")
+    return [
+        (["--bogus", "1"], "--bogus"), (["--batch", "1"], "--batch"), (["--method", "rl"], "rl"),
+        (["--lr", "x"], "--lr"),
+        (["--lr", "nan"], "--lr"), (["--lr", "-1"], "--lr"), (["--epochs", "0"], "--epochs"),
+        (["--batch_size", "0"], "--batch_size"), (["--batch_size", "6", "--grad_accum", "4"], "--grad_accum"),
+        (["--n_codes", "0"], "n_codes"), (["--chunk", "0"], "chunk"), (["--steer_layer", "99"], "steer_layer"),
+        (["--init_from", str(tmp_path / "none.pt")], "none.pt"), (["--init_from", str(tmp_path / "cut.pt")], "cut.pt"),
+        (["--init_from", str(tmp_path)], "tokenizer.json"), (["--data", "gsm9k"], "gsm9k"),
+        (["--data", str(tmp_path / "empty")], "empty"), (["--data", str(tmp_path / "broken")], "line 1"),
+        (["--data", str(tmp_path / "long"), "--rows", "0"], "block_size"), (["--resume"], "--out"),
+        (["--resume", "--out", str(tmp_path / "none")], "none"), (["--rows", "-3"], "--rows"),
+        (["--out", str(tmp_path / "used")], "already holds a run"), (["--select", "best"], "best"),
+        (["--eval_rows", "9", "--eval_split", "tst"], "tst"), (["--method", "pretrain", "--rows", "1"], "--block_size"),
+        (["--warmup", "1"], "--warmup"), (["--temperature", "-1"], "--temperature"), (["--device", "tpu"], "tpu")]
+
+
+def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, capsys):
+    """Broken if a wrong flag or file were ignored, crashed with a traceback, or left a half-made run."""
+    for argv, words in bad_inputs(tmp_path):
+        out = tmp_path / "new"
+        with pytest.raises(SystemExit) as stop:
+            train.main([*SMALL, *([] if "--resume" in argv or "--out" in argv else ["--out", str(out)]), *argv]
+                       if "--resume" not in argv else argv)
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and words in error and "Traceback" not in error, (argv, error)
+        assert not out.exists(), f"{argv} left something behind"
+
+
+def test_a_checkpoint_keeps_its_tokenizer_and_its_codes(tmp_path, capsys):
+    """Broken if training on from a checkpoint silently changed its tokenizer or how its codes are laid out."""
+    train.main([*SMALL, "--chunk", "2", "--out", str(tmp_path / "a")])
+    start = [*SMALL[2:], "--init_from", str(tmp_path / "a" / "ckpt.pt")]
+    with pytest.raises(SystemExit):
+        train.main([*start, "--out", str(tmp_path / "b")])
+    assert "ckpt.pt holds trained codes with {'chunk': 2}" in capsys.readouterr().err
+    start += ["--chunk", "2"]
+    train.main([*start, "--out", str(tmp_path / "b")])
+    saved = load_checkpoint(tmp_path / "a" / "ckpt.pt")
+    torch.save({**saved, "tokenizer": str(tmp_path / "gone")}, tmp_path / "other.pt")
+    with pytest.raises(SystemExit):
+        train.main([*start, "--init_from", str(tmp_path / "other.pt"), "--out", str(tmp_path / "c")])
+    assert "gone" in capsys.readouterr().err
+
+
+def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
+    """Broken if a NaN loss went on training or overwrote the last good checkpoint."""
+    real, calls = GPT.dlr_loss, []
+
+    def loss(self, *a, **k):
+        calls.append(1)
+        value, terms = real(self, *a, **k)
+        return value * (float("nan") if len(calls) == 4 else 1.0), terms
+
+    monkeypatch.setattr(GPT, "dlr_loss", loss)
+    with pytest.raises(SystemExit):
+        train.main([*SMALL, "--out", str(tmp_path / "run")])
+    assert "step 3" in capsys.readouterr().err
+    saved = load_checkpoint(tmp_path / "run" / "ckpt.pt")
+    assert saved["step"] == 2 and all(v.isfinite().all() for v in saved["model"].values())
+
+
+def test_every_logged_metric_and_flag_is_explained(tmp_path, capsys):
+    """Broken if a metric had no line in the README or a flag had no help."""
+    train.main([*SMALL, "--out", str(tmp_path / "run")])
+    readme = (ROOT / "README.md").read_text()
+    for name in metrics(tmp_path / "run")[-1]:
+        assert f"`{name}`" in readme, f"README does not explain the metric {name}"
+    with pytest.raises(SystemExit):
+        train.main(["--help"])
+    text = capsys.readouterr().out
+    assert all(f"--{name}" in text for name in train.Config.__dataclass_fields__)
