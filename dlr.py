@@ -21,6 +21,8 @@ N rollouts, V vocabulary, L labelled positions of the batch.
 
 import json
 import math
+import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +30,8 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+
+LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
 @dataclass
@@ -48,14 +52,22 @@ class GPTConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True  # the head shares the embedding's weights
+    head_dim: int | None = None  # width of one head; default n_embd / n_head
+    qk_norm: bool = False  # RMSNorm on each head's queries and keys, before RoPE (Qwen3)
+    rope_scaling: dict | None = None  # Llama 3's stretched RoPE: the four numbers of LLAMA3_ROPE (see rope_frequencies)
 
     def __post_init__(self):
-        for name in "vocab_size block_size n_layer n_head n_kv_head n_embd n_codes chunk".split():
+        for name in "vocab_size block_size n_layer n_head n_kv_head n_embd n_codes chunk ffn_dim head_dim".split():
             value = getattr(self, name)
+            if value is None and name in ("ffn_dim", "head_dim"):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if self.n_embd % self.n_head or self.n_embd // self.n_head % 2:
-            raise ValueError(f"n_embd / n_head must be an even integer, got {self.n_embd} / {self.n_head}")
+        if self.head_dim is None and self.n_embd % self.n_head == 0:
+            self.head_dim = self.n_embd // self.n_head
+        if self.head_dim is None or self.head_dim % 2:
+            raise ValueError(f"head_dim must be an even integer, got {self.head_dim}; its default is n_embd / n_head, "
+                             f"{self.n_embd} / {self.n_head}")
         if self.n_head % self.n_kv_head:
             raise ValueError(f"n_head must be a multiple of n_kv_head, got {self.n_head} and {self.n_kv_head}")
         if self.steer_layer is None:
@@ -63,16 +75,41 @@ class GPTConfig:
         if not isinstance(self.steer_layer, int) or not 0 <= self.steer_layer < self.n_layer:
             raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (n_layer {self.n_layer}; at least one "
                              f"block must follow the steering), got {self.steer_layer}")
-        for name in ("steer_scale", "router_std"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
-                raise ValueError(f"{name} must be a finite number >= 0, got {value!r}")
+        for name in ("steer_scale", "router_std", "rope_theta", "norm_eps"):
+            value, positive = getattr(self, name), name in ("rope_theta", "norm_eps")
+            if not isinstance(value, (int, float)) or not 0 <= value < math.inf or (positive and value == 0):
+                raise ValueError(f"{name} must be a finite number {'>' if positive else '>='} 0, got {value!r}")
+        for name in ("tie_embeddings", "qk_norm", "route_norm"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        s = self.rope_scaling
+        if s is not None and not (
+                isinstance(s, dict) and s.keys() == set(LLAMA3_ROPE)
+                and all(isinstance(v, (int, float)) and 0 < v < math.inf for v in s.values())
+                and s["low_freq_factor"] < s["high_freq_factor"]):
+            raise ValueError(f"rope_scaling must be None or a dict of {', '.join(LLAMA3_ROPE)}, finite numbers > 0, "
+                             f"low_freq_factor < high_freq_factor; got {s!r}")
         if self.ffn_dim is None:
             self.ffn_dim = math.ceil(8 * self.n_embd / 3 / 32) * 32
 
 
 # ----------------------------------------------------------------------------------------------------------------------
 # The transformer. Module and parameter names are those of Hugging Face's Llama, so its weights load without a table.
+
+
+def rope_frequencies(config):
+    """
+    Radians per position of each rotating pair, theta^(-2i / hd): (hd / 2,). Llama 3 stretches its context by dividing
+    slow ones by `factor`: those of less than low_freq_factor turns in the original context wholly, those of more than
+    high_freq_factor not at all, and a blend in between. In the order of transformers' arithmetic, for the same bits.
+    """
+    hd, s = config.head_dim, config.rope_scaling
+    f = 1.0 / config.rope_theta ** (torch.arange(0, hd, 2).float() / hd)
+    if s is None:
+        return f
+    turns = s["original_max_position_embeddings"] / (2 * math.pi / f)
+    keep = ((turns - s["low_freq_factor"]) / (s["high_freq_factor"] - s["low_freq_factor"])).clamp(0, 1)
+    return (1 - keep) * f / s["factor"] + keep * f
 
 
 def rotate(x, cos, sin):
@@ -86,18 +123,22 @@ class Attention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.n_kv_head, self.hd = config.n_head, config.n_kv_head, config.n_embd // config.n_head
+        self.n_head, self.n_kv_head, self.hd = config.n_head, config.n_kv_head, config.head_dim
         self.q_proj = nn.Linear(config.n_embd, self.n_head * self.hd, bias=False)
         self.k_proj = nn.Linear(config.n_embd, self.n_kv_head * self.hd, bias=False)
         self.v_proj = nn.Linear(config.n_embd, self.n_kv_head * self.hd, bias=False)
         self.o_proj = nn.Linear(self.n_head * self.hd, config.n_embd, bias=False)
+        self.q_norm = nn.RMSNorm(self.hd, eps=config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.RMSNorm(self.hd, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
     def forward(self, x, cos, sin, pos=None, cache=None):
         B, T, H = x.size()
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)  # (B, kv heads, T, hd)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
-        q, k = (rotate(t, cos, sin).to(v.dtype) for t in (q, k))  # under autocast v is bfloat16, the rotation float32
+        # Under autocast v is bfloat16, but norms and rotation are float32.
+        q, k = self.q_norm(q.to(x.dtype)), self.k_norm(k.to(x.dtype))
+        q, k = (rotate(t, cos, sin).to(v.dtype) for t in (q, k))
         gqa = self.n_head != self.n_kv_head
         if cache is None:
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
@@ -148,21 +189,23 @@ class GPT(nn.Module):
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.codebook = nn.Embedding(config.n_codes, config.n_embd)  # e_k, the rows
         self.router = nn.Linear(config.n_embd, config.n_codes, bias=False)  # W_rt
-        # Running average of the codes' soft bigram, starts uniform (see prior_kl).
-        self.register_buffer("bigram", torch.full((config.n_codes, config.n_codes), 1.0 / config.n_codes**2))
-
-        hd = config.n_embd // config.n_head
-        freqs = config.rope_theta ** -(torch.arange(0, hd, 2).float() / hd)
-        angles = torch.outer(torch.arange(config.block_size).float(), freqs).repeat(1, 2)  # (block_size, hd)
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
-
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 shrink = (2 * config.n_layer) ** -0.5 if name.endswith(("o_proj.weight", "down_proj.weight")) else 1.0
                 nn.init.normal_(p, std=0.02 * shrink)
+        self._finish()
+
+    def _finish(self):
+        """All that is not a weight of the LM: the tied head, tables, fresh codes. Again after building on "meta"."""
+        config = self.config
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        # RoPE's tables. Long contexts cost memory: 134 MB at 131072 positions of 128; block_size can be set lower.
+        angles = torch.outer(torch.arange(config.block_size).float(), rope_frequencies(config)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos(), persistent=False)  # (block_size, hd)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        # Running average of the codes' soft bigram, starts uniform (see prior_kl).
+        self.register_buffer("bigram", torch.full((config.n_codes, config.n_codes), 1.0 / config.n_codes**2))
         nn.init.zeros_(self.codebook.weight)  # so the model starts as exactly the plain LM
         nn.init.normal_(self.router.weight, std=config.router_std)
 
@@ -293,6 +336,7 @@ class GPT(nn.Module):
                 "advantage": a = the router's argmax, the codes that the test will use. Rollouts teach the router
                 alone, by REINFORCE: the policy term is - mean_i A_im log p(a_im | x), where A_im is what rollout i
                 gives the labels predicted in chunks m and m + 1, less the mean over rollouts. Unbiased at tau = 1.
+                n_rollouts = 0 leaves the search out: what a static or random router's controls need.
 
         Returns (loss, terms): terms are detached scalars with loss = generalist - info_gain + alpha_policy * policy
         + alpha_reg * regularizer, and "usage", how often the router's argmax chose each code (C,). In train() mode the
@@ -310,11 +354,13 @@ class GPT(nn.Module):
             policy = -(code_logp(z, a) * real).sum() / n_real
         elif select == "advantage":
             a = z.argmax(-1)
-            tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature)
-            gain = F.pad(logp, (0, -logp.size(-1) % K)).unflatten(-1, (-1, K)).sum(-1)  # (N, B, M): log p of chunk m
-            gain = gain + F.pad(gain[..., 1:], (0, 1))  # and of the next chunk, which reads this one
-            advantage = (gain - gain.mean(0)) * real
-            policy = -(advantage * code_logp(z, tried)).sum() / (n_rollouts * n_real)
+            policy = z.new_zeros(())
+            if n_rollouts > 0:
+                tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature)
+                gain = F.pad(logp, (0, -logp.size(-1) % K)).unflatten(-1, (-1, K)).sum(-1)  # (N, B, M): of chunk m
+                gain = gain + F.pad(gain[..., 1:], (0, 1))  # and of the next chunk, which reads this one
+                advantage = (gain - gain.mean(0)) * real
+                policy = -(advantage * code_logp(z, tried)).sum() / (n_rollouts * n_real)
         else:
             raise ValueError(f'select must be "likelihood", "joint" or "advantage", got {select!r}')
 
@@ -384,7 +430,7 @@ class GPT(nn.Module):
         dtype = self.embed_tokens.weight.dtype
         if torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)
-        shape = (B, cfg.n_kv_head, S, cfg.n_embd // cfg.n_head)
+        shape = (B, cfg.n_kv_head, S, cfg.head_dim)
         cache = [[torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(cfg.n_layer)]
 
         # The prompts, all positions at once; then one token for each row at a time.
@@ -451,6 +497,18 @@ class GPT(nn.Module):
             raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, "
                              f"got {codes.min().item()}..{codes.max().item()}")
 
+    @torch.no_grad()
+    def add_tokens(self, n):
+        """Grow the vocabulary by n tokens, embedded and predicted as the mean token is; returns the first new id."""
+        first, tied = self.config.vocab_size, self.lm_head.weight is self.embed_tokens.weight
+        for layer in (self.embed_tokens,) if tied else (self.embed_tokens, self.lm_head):
+            w = layer.weight
+            layer.weight = nn.Parameter(torch.cat([w, w.mean(0, keepdim=True).expand(n, -1)]))
+        if tied:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.config.vocab_size = self.embed_tokens.num_embeddings = self.lm_head.out_features = first + n
+        return first
+
     @classmethod
     def from_checkpoint(cls, path, **overrides):
         """
@@ -459,68 +517,108 @@ class GPT(nn.Module):
         (n_codes=..., chunk=..., and so on); trained codes keep their settings, and other ones are refused.
         """
         saved = load_checkpoint(path) if isinstance(path, (str, Path)) else path
-        config, weights, source = saved["config"], saved["model"], saved["path"]
-        if "codebook.weight" in weights and not weights["codebook.weight"].any():
-            weights = {k: v for k, v in weights.items() if k not in ("codebook.weight", "router.weight", "bigram")}
-        elif "codebook.weight" in weights:
-            fixed = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")
-            other = {k: v for k, v in overrides.items() if k in fixed and v is not None and config.get(k) != v}
-            if other:
-                raise ValueError(f"{source} holds trained codes with {({k: config[k] for k in other})}, not {other}")
-        try:
-            config = GPTConfig(**{**config, **overrides})
-        except TypeError as e:
-            raise ValueError(f"{source}: not the config of a GPT: {e}") from e
-        return cls._filled(config, weights, source)
+        weights = saved["model"]
+        shapes = {name: tuple(w.shape) for name, w in weights.items()}
+        return cls._load(saved["config"], shapes, weights.__getitem__, overrides, saved["path"])
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
         """
-        A model from a Hugging Face folder of the Llama family (config.json, model.safetensors), with fresh codes.
-        `overrides` set config fields: n_codes, chunk, block_size, ... Needs the optional package safetensors.
+        A model from a Hugging Face folder of Llama (SmolLM2, Llama 3.2) or Qwen3: config.json, model.safetensors or
+        shards with their index; float32 in memory. With the codes that `save_pretrained` left there, else fresh ones.
+        `overrides` set config fields (n_codes, chunk, block_size, ...), as in `from_checkpoint`. ValueError names the
+        file and what in it is wrong or not implemented. Needs the optional package safetensors.
         """
-        try:
-            from safetensors.torch import load_file
-        except ImportError as e:
-            raise ImportError("Hugging Face folders need safetensors: pip install safetensors") from e
+        folder, safetensors = Path(folder), _safetensors()
+        config, tensors, path = read_hf_config(folder), read_hf_tensors(folder), folder / "codes.safetensors"
+        if path.exists():
+            shapes, settings = read_header(path)
+            if shapes.keys() != set(CODES) or settings.keys() != set(CODE_SETTINGS):
+                raise ValueError(f"{path}: must hold {CODES} with the settings {CODE_SETTINGS}, "
+                                 f"got {sorted(shapes)} with {settings}")
+            config |= settings
+            tensors |= {name: (shape, path, name) for name, shape in shapes.items()}
 
-        folder = Path(folder)
-        try:
-            hf = json.loads((folder / "config.json").read_text())
-            rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}  # transformers 5 and 4
-            rope_type = rope.get("rope_type", rope.get("type", "default"))
-            if hf["model_type"] != "llama" or rope_type != "default" or hf.get("attention_bias"):
-                raise ValueError(f"only plain Llama models (no rope scaling, no biases) are known, got model_type "
-                                 f"{hf['model_type']!r}, rope type {rope_type!r}, biases {hf.get('attention_bias')!r}")
-            config = dict(
-                vocab_size=hf["vocab_size"], block_size=hf["max_position_embeddings"], n_layer=hf["num_hidden_layers"],
-                n_head=hf["num_attention_heads"], n_kv_head=hf["num_key_value_heads"], n_embd=hf["hidden_size"],
-                ffn_dim=hf["intermediate_size"], rope_theta=hf.get("rope_theta") or rope["rope_theta"],
-                norm_eps=hf["rms_norm_eps"], tie_embeddings=hf.get("tie_word_embeddings", False))
-            weights = {k.removeprefix("model."): v for k, v in load_file(folder / "model.safetensors").items()}
-        except OSError:
-            raise  # names the file itself
-        except Exception as e:  # bad JSON, a missing key, or safetensors' own errors
-            raise ValueError(f"{folder}: cannot be read as a Hugging Face Llama folder: {type(e).__name__} {e}") from e
-        return cls._filled(GPTConfig(**{**config, **overrides}), weights, folder)
+        def read(name):  # opens the file each time: kept open, all that was read of it would stay in memory
+            _, file, key = tensors[name]
+            with safetensors.safe_open(file, "pt") as f:
+                return f.get_tensor(key)
+
+        return cls._load(config, {name: t[0] for name, t in tensors.items()}, read, overrides, folder, device="meta")
 
     @classmethod
-    def _filled(cls, config, weights, source):
-        """A model with these weights. Codebook, router and bigram may be absent together; anything else must fit."""
-        model = cls(config)
-        own = model.state_dict()
-        if config.tie_embeddings and "embed_tokens.weight" in weights:
-            weights = {**weights, "lm_head.weight": weights["embed_tokens.weight"]}
-        codes = {"codebook.weight", "router.weight", "bigram"}
-        optional = codes if not codes & weights.keys() else set()
-        missing, surplus = own.keys() - weights.keys() - optional, weights.keys() - own.keys()
-        wrong = [f"{k}: expected {tuple(own[k].shape)}, got {tuple(weights[k].shape)}"
-                 for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
+    def _load(cls, config, shapes, read, overrides, source, device=None):
+        """
+        The model of `config` under `overrides` with tensors of these `shapes` {name: shape}, which read(name) returns.
+        With device "meta" it is checked before it takes memory or time, then filled one tensor at a time.
+        """
+        if "codebook.weight" in shapes and not read("codebook.weight").any():
+            shapes = {name: shape for name, shape in shapes.items() if name not in CODES}
+        codes = shapes.keys() & set(CODES)
+        if codes:
+            fixed = {k: config[k] for k in CODE_SETTINGS if k in config}
+            other = {k: v for k, v in overrides.items() if k in CODE_SETTINGS and v is not None and fixed.get(k) != v}
+            if other:
+                raise ValueError(f"{source} holds trained codes with {({k: fixed.get(k) for k in other})}, not {other}")
+            overrides = {**overrides, **fixed}
+        try:
+            config = GPTConfig(**{**config, **overrides})
+        except (TypeError, ValueError) as e:
+            raise ValueError(f"{source}: no GPT has this config: {e}") from e
+        with torch.device(device or torch.get_default_device()):
+            model = cls(config)
+
+        own = {name: tuple(w.shape) for name, w in model.state_dict().items()}
+        tied = {"lm_head.weight"} if config.tie_embeddings else set()  # a file may hold it or not
+        missing = own.keys() - shapes.keys() - tied - (set() if codes else set(CODES))
+        surplus = shapes.keys() - own.keys()
+        wrong = [f"{k}: expected {own[k]}, got {shapes[k]}" for k in own.keys() & shapes.keys() if own[k] != shapes[k]]
         if missing or surplus or wrong:
             raise ValueError(f"{source}: the weights do not fit the config; missing {sorted(missing)}, "
                              f"surplus {sorted(surplus)}, wrong shape {sorted(wrong)}")
-        model.load_state_dict(weights, strict=False)  # copies into float32
+        if tied & shapes.keys() and not torch.equal(read("lm_head.weight"), read("embed_tokens.weight")):
+            raise ValueError(f"{source}: the config ties lm_head.weight to embed_tokens.weight, but they differ; "
+                             f"tie_embeddings=False loads both")
+        if device == "meta":
+            model.to_empty(device="cpu")
+            model._finish()
+        for name, w in model.state_dict().items():
+            if name in shapes:
+                w.copy_(read(name))  # into float32
         return model
+
+    def save_pretrained(self, folder, tokenizer=None):
+        """
+        Write a Hugging Face folder: the plain LM as config.json and model.safetensors, which transformers opens, and
+        beside it codes.safetensors, with the codes' settings as JSON in its metadata. `tokenizer`: the path of a
+        tokenizer.json to copy. All files are complete before the first of them gets its name.
+        """
+        folder, cfg, save_file = Path(folder), self.config, _safetensors().torch.save_file
+        lm = {name: w.contiguous() for name, w in self.state_dict().items()}
+        codes = {name: lm.pop(name) for name in CODES}
+        head = {"lm_head.weight": lm.pop("lm_head.weight")}
+        lm = {f"model.{name}": w for name, w in lm.items()} | ({} if cfg.tie_embeddings else head)
+        settings = json.dumps({name: getattr(cfg, name) for name in CODE_SETTINGS})
+        kind, name = ("qwen3", "Qwen3ForCausalLM") if cfg.qk_norm else ("llama", "LlamaForCausalLM")
+        config = {"model_type": kind, "architectures": [name],
+                  **{hf: getattr(cfg, own) for own, hf in HF_NAMES.items()},
+                  "rope_scaling": cfg.rope_scaling and {"rope_type": "llama3", **cfg.rope_scaling},
+                  "hidden_act": "silu", "attention_bias": False, "bos_token_id": None, "eos_token_id": None,
+                  "torch_dtype": str(self.embed_tokens.weight.dtype).removeprefix("torch.")}
+        write = {"model.safetensors": lambda to: save_file(lm, to, {"format": "pt"}),
+                 "codes.safetensors": lambda to: save_file(codes, to, {"format": "pt", "settings": settings}),
+                 "config.json": lambda to: to.write_text(json.dumps(config, indent=2) + "\n")}
+        if tokenizer is not None:
+            write["tokenizer.json"] = lambda to: shutil.copyfile(tokenizer, to)
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            for name in write:
+                write[name](folder / f"{name}.tmp")
+            for name in write:
+                os.replace(folder / f"{name}.tmp", folder / name)
+        finally:
+            for name in write:
+                (folder / f"{name}.tmp").unlink(missing_ok=True)
 
 
 def load_checkpoint(path):
@@ -534,6 +632,97 @@ def load_checkpoint(path):
     if not isinstance(saved, dict) or not {"config", "model"} <= saved.keys():
         raise ValueError(f"{path}: not a checkpoint of train.py; it must hold 'config' and 'model'")
     return {**saved, "path": str(path)}
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Hugging Face folders.
+
+CODES = ("codebook.weight", "router.weight", "bigram")
+CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes work under no others
+HF_NAMES = {"vocab_size": "vocab_size", "block_size": "max_position_embeddings", "n_layer": "num_hidden_layers",
+            "n_head": "num_attention_heads", "n_kv_head": "num_key_value_heads", "n_embd": "hidden_size",
+            "head_dim": "head_dim", "ffn_dim": "intermediate_size", "rope_theta": "rope_theta",
+            "norm_eps": "rms_norm_eps", "tie_embeddings": "tie_word_embeddings"}
+
+
+def _safetensors():
+    try:
+        import safetensors.torch
+    except ImportError as e:
+        raise ImportError("Hugging Face folders need safetensors: pip install safetensors") from e
+    return safetensors
+
+
+def read_json(path, text=None):
+    """The JSON object in a file, or in `text` from it; ValueError names a file that holds none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8") if text is None else text)
+    except ValueError as e:
+        raise ValueError(f"{path}: not JSON ({e})") from e
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must hold a JSON object, got {found!r}")
+    return found
+
+
+def read_hf_config(folder):
+    """GPTConfig's fields from a config.json of transformers 4 or 5. ValueError on what this GPT would get wrong."""
+    path = folder / "config.json"
+    hf = {k: v for k, v in read_json(path).items() if v is not None}
+    rope = hf.get("rope_scaling") or hf.get("rope_parameters") or {}  # transformers 4 and 5
+    if not isinstance(rope, dict):
+        raise ValueError(f"{path}: rope_scaling must be an object, got {rope!r}")
+    rope = {"rope_type": rope.get("type", "default"), **{k: v for k, v in rope.items() if v is not None}}
+    qwen3 = hf.get("model_type") == "qwen3"
+    layers = ["full_attention"] * str(hf.get("layer_types")).count("full_attention")
+    allowed = {"model_type": ["llama", "qwen3"], "rope_type": ["default", "llama3"], "partial_rotary_factor": [1],
+               "hidden_act": ["silu"], "attention_bias": [False], "mlp_bias": [False], "attention_dropout": [0],
+               "use_sliding_window": [False], "layer_types": [layers], "quantization_config": [],
+               "original_max_position_embeddings": [rope.get("original_max_position_embeddings")]}
+    allowed |= {k: [] for k in rope if k not in ("rope_theta", "type", *allowed, *LLAMA3_ROPE)}
+    for name, value in [("model_type", hf.get("model_type")), *rope.items(), *hf.items()]:
+        if name in allowed and value not in allowed[name]:
+            raise ValueError(f"{path}: {name} {value!r} is not implemented; known: {allowed[name] or 'none'}")
+    given = {"num_key_value_heads": hf.get("num_attention_heads"), "head_dim": 128 if qwen3 else None,
+             "rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10000.0, **hf, **rope}  # HF's defaults
+    if missing := [name for name in HF_NAMES.values() if name not in given]:
+        raise ValueError(f"{path}: lacks {missing}")
+    scaling = {name: rope.get(name) for name in LLAMA3_ROPE} if rope["rope_type"] == "llama3" else None
+    return {own: given[name] for own, name in HF_NAMES.items()} | {"qk_norm": qwen3, "rope_scaling": scaling}
+
+
+def read_header(path):
+    """({tensor's name: shape}, our settings) of a safetensors file; ValueError names a truncated or foreign one."""
+    try:
+        with _safetensors().safe_open(path, "pt") as f:
+            shapes, metadata = {}, f.metadata() or {}
+            for name in f.keys():
+                shape, kind = f.get_slice(name).get_shape(), f.get_slice(name).get_dtype()
+                shapes[name] = tuple(shape) if kind in ("F16", "BF16", "F32", "F64") else (kind, *shape)  # fits nothing
+    except FileNotFoundError:
+        raise  # names the file
+    except Exception as e:
+        raise ValueError(f"{path}: not a readable safetensors file; truncated or foreign ({e})") from e
+    return shapes, read_json(path, metadata.get("settings", "{}"))
+
+
+def read_hf_tensors(folder):
+    """{our name: (shape, file, name in it)} from the headers of model.safetensors, or of all shards of its index."""
+    index, files = folder / "model.safetensors.index.json", {"model.safetensors"}
+    if index.exists() and not (folder / "model.safetensors").exists():
+        files = read_json(index).get("weight_map")
+        for name, file in files.items() if isinstance(files, dict) else [("weight_map", files)]:
+            if not isinstance(file, str) or not file.endswith(".safetensors") or set(file) & set("/\\:"):
+                raise ValueError(f"{index}: {name!r} must be in a .safetensors file of this folder, got {file!r}")
+        files = set(files.values())
+    found = {}
+    for file in sorted(files):
+        for key, shape in read_header(folder / file)[0].items():
+            name = key.removeprefix("model.")
+            if name in found or name in CODES:
+                raise ValueError(f"{folder / file}: {key!r} does not belong here, or is there twice")
+            if not name.endswith("rotary_emb.inv_freq"):  # a table in old checkpoints; it follows from the config
+                found[name] = shape, folder / file, key
+    return found
 
 
 # ----------------------------------------------------------------------------------------------------------------------

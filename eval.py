@@ -1,9 +1,11 @@
 """
-Evaluate a trained run: grade its answers with the codes on, off, random and shuffled, on the same problems.
+Evaluate a trained run: grade its answers with the codes on, off, random and shuffled, on the same problems. Or compare
+finished runs of several methods and seeds.
 
     python eval.py runs/NAME                       # the test split the run was made for
     python eval.py runs/NAME --split test_numbers --rows 200
     python eval.py runs/NAME --no-generate         # held-out likelihood only (fast, for large models on a CPU)
+    python eval.py --compare runs/sft-* runs/dlr-* # one table against the first sft run's settings, over all seeds
 
 The arms. "on": the router's argmax codes, as in deployment. "off": the plain language model, prompt included. "random":
 every chunk of prompt and answer gets a uniformly drawn code. "shuffled": the codes that "on" used, permuted among the
@@ -24,13 +26,14 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.tokens import collate, encode_row, load_encoding, load_rows
+from data.tokens import collate, encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, load_checkpoint
 
 ARMS = ("on", "off", "random", "shuffled")
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Grading. Text in, numbers out; the gold answer comes from the data, never from tokens.
+# Grading. Text in, verdicts out; the gold answer comes from the data, never from tokens. It is a number, the letter of
+# a choice, or yes or no, and only answers of its kind are looked for in the text.
 
 NUMBER = r"(?:(?<![\w).])-\$?|\$-?)?(?:\d[\d,]*(?:\.\d+)?|\.\d+)"  # the minus of 10-3 is no sign
 
@@ -41,24 +44,28 @@ def to_number(text):
     return Decimal(text) if re.fullmatch(r"-?(\d+(\.\d*)?|\.\d+)", text, re.ASCII) else None
 
 
-def strict_answer(text):
-    """The number right after the first `####`, or None."""
-    found = re.match(rf"[ \t]*({NUMBER})", text.partition("####")[2], re.ASCII)
-    return to_number(found[1]) if found else None
-
-
-def flexible_answer(text):
-    """The last number anywhere, or None."""
-    found = re.findall(NUMBER, text, re.ASCII)
-    return to_number(found[-1]) if found else None
+def answers(text, pattern, value):
+    """(strict, flexible): what stands right after the first `####`, and the last match anywhere; None where missing."""
+    strict = re.match(rf"[ \t]*\(?({pattern})", text.partition("####")[2], re.ASCII)
+    last = re.findall(pattern, text, re.ASCII)
+    return strict and value(strict[1]), value(last[-1]) if last else None
 
 
 def grade(text, gold):
-    """Generated text against the gold string -> {"strict", "flexible", "parsed"}; a missing answer is wrong."""
-    number, strict, flexible = to_number(str(gold)), strict_answer(text), flexible_answer(text)
-    if number is None:
-        raise ValueError(f"the gold answer must be a number, got {gold!r}")
-    return {"strict": strict == number, "flexible": flexible == number, "parsed": strict is not None}
+    """
+    Generated text against the gold string, a number, a letter A-Z, "yes" or "no" -> {"strict", "flexible", "parsed"}.
+    A missing answer is wrong. ValueError for any other gold.
+    """
+    gold = str(gold).strip()
+    if to_number(gold) is not None:
+        (strict, flexible), right = answers(text, NUMBER, to_number), to_number(gold)
+    elif re.fullmatch("[A-Z]", gold):
+        (strict, flexible), right = answers(text, r"\b[A-Z]\b", str), gold
+    elif gold.lower() in ("yes", "no"):
+        (strict, flexible), right = answers(text, r"(?i:\byes\b|\bno\b)", str.lower), gold.lower()
+    else:
+        raise ValueError(f"the gold answer must be a number, a letter A-Z, yes or no, got {gold!r}")
+    return {"strict": strict == right, "flexible": flexible == right, "parsed": strict is not None}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -93,28 +100,28 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
     Prompts that the context cannot hold raise ValueError.
     """
     K, C, device = model.config.chunk, model.config.n_codes, model.embed_tokens.weight.device
-    texts = {arm: [None] * len(prompts) for arm in arms}
+    texts, end = {arm: [None] * len(prompts) for arm in arms}, end_token(enc)
     for batch in tqdm(batches([len(p) for p in prompts], batch_size), desc="answers", leave=False, disable=None):
         ids = [prompts[i] for i in batch]
         n_chunks = math.ceil(min(max(map(len, ids)) + max_new_tokens, model.config.block_size) / K)
         on = None
         for arm in arms:
             if arm == "on" or (arm == "shuffled" and on is None):
-                on = out = model.generate(ids, max_new_tokens, stop=enc.eot_token)
+                on = out = model.generate(ids, max_new_tokens, stop=end)
             if arm == "off":
-                out = model.generate(ids, max_new_tokens, codes="off", stop=enc.eot_token)
+                out = model.generate(ids, max_new_tokens, codes="off", stop=end)
             if arm == "random":
                 codes = random_codes(batch, n_chunks, C, seed).to(device)
-                out = model.generate(ids, max_new_tokens, codes=codes, stop=enc.eot_token)
+                out = model.generate(ids, max_new_tokens, codes=codes, stop=end)
             if arm == "shuffled":
                 used = []
                 for prompt, new in zip(ids, on):
                     whole = torch.tensor([prompt + new], device=device)[:, : model.config.block_size]
                     used.append(model.route(whole)[0].argmax(-1).cpu())
                 codes = shuffled_codes(used, n_chunks, batch, seed).to(device)
-                out = model.generate(ids, max_new_tokens, codes=codes, stop=enc.eot_token)
+                out = model.generate(ids, max_new_tokens, codes=codes, stop=end)
             for i, new in zip(batch, out):
-                texts[arm][i] = enc.decode(new)
+                texts[arm][i] = enc.decode([t for t in new if t < enc.n_vocab])  # added tokens have no text
     return texts
 
 
@@ -148,27 +155,38 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
 
 
 def bootstrap(a, b, weights=None, n=10_000, seed=0):
-    """Paired bootstrap over problems: mean(a) - mean(b) (weighted) and its 95 % interval -> (diff, low, high)."""
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    w = np.ones(len(a)) if weights is None else np.asarray(weights, float)
-    pick = np.random.default_rng(seed).multinomial(len(a), np.full(len(a), 1 / len(a)), size=n)  # (n, problems)
-    diffs = (pick @ (w * (a - b))) / (pick @ w)
-    return tuple(map(float, ((w * (a - b)).sum() / w.sum(), *np.quantile(diffs, [0.025, 0.975]))))
+    """
+    mean(a) - mean(b) (weighted) and its 95 % interval -> (diff, low, high). a, b: (problems,), paired by problem, or
+    (seeds, problems), paired by both; then seeds are drawn anew as well, so that the interval holds their spread.
+    """
+    d = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
+    w = np.ones(d.shape[1]) if weights is None else np.asarray(weights, float)
+    rng, (S, P) = np.random.default_rng(seed), d.shape
+    problems, seeds = rng.multinomial(P, np.full(P, 1 / P), size=n), rng.multinomial(S, np.full(S, 1 / S), size=n) / S
+    diffs = (problems @ (w * d).T * seeds).sum(1) / (problems @ w)
+    return tuple(map(float, ((w * d).mean(0).sum() / w.sum(), *np.quantile(diffs, [0.025, 0.975]))))
 
 
-def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128, seed=0):
+def mcnemar(a, b):
+    """Exact two-sided McNemar p of paired verdicts: chance of a split of the disagreements at least as uneven."""
+    helped, hurt = sum(x > y for x, y in zip(a, b)), sum(x < y for x, y in zip(a, b))
+    n = helped + hurt
+    return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(helped, hurt) + 1)) / 2**n)
+
+
+def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128, seed=0, suffix=()):
     """
     Every arm on the same problems. Returns (summary, records): per arm nats per answer token and, where answers are
     generated, strict and flexible accuracy and parse rate (fractions); nats and strict with their paired differences to
     "off" and, for random and shuffled codes, to "on", each with its 95 % bootstrap interval; records is one dict for
-    each problem. Rows too long for the context are left out and counted.
+    each problem. Rows too long for the context are left out and counted. `suffix`: token ids that end every prompt.
     """
     for arm in arms:
         if arm not in ARMS:
             raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
     was_training, start = model.training, time.time()
     model.eval()
-    encoded = [encode_row(r, enc) for r in rows]
+    encoded = [encode_row(r, enc, suffix) for r in rows]
     kept = [i for i, (ids, _) in enumerate(encoded) if len(ids) - 1 <= model.config.block_size]
     if not kept:
         raise ValueError(f"none of the {len(rows)} rows fits the context of {model.config.block_size} tokens")
@@ -213,11 +231,12 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
 
 def table(summaries):
     """{name: summary} as text, one line for each arm; differences are to the same run's "off"."""
-    lines = [f"{'run':>8} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':27}{'strict':>7}{'  minus off [95 %]':23}"
-             f"{'flexible':>9}{'parsed':>8}"]
+    width = max(8, *map(len, summaries))
+    lines = [f"{'run':>{width}} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':27}{'strict':>7}"
+             f"{'  minus off [95 %]':23}{'flexible':>9}{'parsed':>8}"]
     for name, summary in summaries.items():
         for arm, s in summary["arms"].items():
-            line = f"{name:>8} {arm:9}{s['nats']:11.4f}"
+            line = f"{name:>{width}} {arm:9}{s['nats']:11.4f}"
             vs = "nats_minus_off" in s
             line += "  {:+.4f} [{:+.4f}, {:+.4f}]".format(*s["nats_minus_off"]) if vs else " " * 27
             if "strict" in s:
@@ -233,6 +252,100 @@ def table(summaries):
     return "\n".join(lines)
 
 
+def finished_run(folder):
+    """(config, summary, records) of a folder that train.py has finished. ValueError says what is missing."""
+    files = [Path(folder, name) for name in ("config.json", "summary.json", "answers.jsonl")]
+    missing = [f.name for f in files if not f.exists()]
+    if missing:
+        raise ValueError(f"{folder}: no finished and evaluated run of train.py, {', '.join(missing)} not found")
+    return (*(json.loads(f.read_text()) for f in files[:2]), [json.loads(line) for line in open(files[2])])
+
+
+def compare(runs):
+    """
+    Runs of several methods and seeds, {name: (config, summary, records)} -> a list of dicts, one for each group.
+
+    Runs that differ in nothing but their seed are one group. The reference is the group of the first sft run given;
+    differences to it are paired by seed and problem. Accuracy and nats are those of the method's own way to answer:
+    codes on where it has any. ValueError if a run was evaluated on other problems (named), or if no sft run is given.
+    """
+    once = ("seed", "out", "resume", "baseline", "device", "save_every", "tiny", "method")  # not part of the setting
+    problems = lambda name: [(r.get("question"), r["gold"]) for r in runs[name][2]]  # noqa: E731
+    first = next(iter(runs))
+    groups = {}  # label -> {seed: (summary, records)}
+    for name, (config, summary, records) in runs.items():
+        if problems(name) != problems(first):
+            raise ValueError(f"{name} was evaluated on other problems than {first}")
+        same = [c for c, _, _ in runs.values() if c["method"] == config["method"]]
+        label = ", ".join([config["method"], *(f"{k} {v}" for k, v in config.items()  # only what sets its runs apart
+                                               if k not in once and any(c.get(k) != v for c in same))])
+        if config["seed"] in groups.setdefault(label, {}):
+            raise ValueError(f"{name}: a second run of {label} with seed {config['seed']}")
+        groups[label][config["seed"]] = summary, records
+    reference = next((label for label in groups if label.split(",")[0] == "sft"), None)
+    if reference is None:
+        raise ValueError("--compare needs a run of --method sft to compare with")
+
+    def matrix(label, seeds, key):
+        """(seeds, problems)"""
+        return [[r["on" if "on" in r else "off"].get(key) for r in groups[label][s][1]] for s in seeds]
+
+    lines = []
+    for label, group in groups.items():
+        summaries = [summary for summary, _ in group.values()]
+        arm = "on" if "on" in summaries[0]["arms"] else "off"
+        line = {"label": label, "seeds": sorted(group), "steps": sorted({s["steps"] for s in summaries})}
+        for key, values in {
+            "strict": [s["arms"][arm].get("strict") for s in summaries],
+            "strict_off": [s["arms"]["off"].get("strict") for s in summaries],
+            "nats_on": [s["arms"].get("on", {}).get("nats") for s in summaries],
+            "nats_off": [s["arms"]["off"]["nats"] for s in summaries],
+            "compute_seconds": [s["compute_seconds"] for s in summaries],
+            "train_seconds": [s["train_seconds"] for s in summaries],
+        }.items():
+            if None not in values:
+                line[key] = float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else None
+        seeds = sorted(group.keys() & groups[reference].keys())
+        if not seeds:
+            raise ValueError(f"no seed of {label}, {sorted(group)}, is one of {reference}, {sorted(groups[reference])}")
+        if label != reference:
+            tokens = np.array([r["tokens"] for r in runs[first][2]], float)
+            a, b = (np.array(matrix(g, seeds, "nll")) / tokens for g in (label, reference))
+            line["nats_minus_sft"] = bootstrap(a, b, tokens)
+            a, b = (matrix(g, seeds, "strict") for g in (label, reference))
+            if None not in a[0] + b[0]:
+                line["strict_minus_sft"] = bootstrap(a, b)
+                line["mcnemar_p"] = [mcnemar(x, y) for x, y in zip(a, b)]
+        lines.append(line)
+    return lines
+
+
+def compare_table(lines):
+    """The groups of `compare` in Markdown. Mean ± sd over seeds; McNemar's p: median over seeds (least - most)."""
+
+    def pair(x, scale=1.0, form=".1f"):
+        if x is None:
+            return ""
+        return f"{scale * x[0]:{form}}" + ("" if x[1] is None else f" ± {scale * x[1]:{form}}")
+
+    def interval(x, scale, form):
+        return "" if x is None else "{:+{f}} [{:+{f}}, {:+{f}}]".format(*(scale * v for v in x), f=form)
+
+    out = ["| run | seeds | accuracy % | codes off | minus sft, points [95 %] | McNemar p | nats on | nats off "
+           "| minus sft, nats [95 %] | steps | compute s | wall s |", "|---" * 12 + "|"]
+    for line in lines:
+        p = sorted(line.get("mcnemar_p", []))
+        ps = "" if not p else f"{np.median(p):.2g}" + (f" ({p[0]:.2g} - {p[-1]:.2g})" if len(p) > 1 else "")
+        off = pair(line.get("strict_off"), 100) if "nats_on" in line else ""
+        cells = [line["label"], len(line["seeds"]), pair(line.get("strict"), 100), off,
+                 interval(line.get("strict_minus_sft"), 100, ".1f"), ps, pair(line.get("nats_on"), 1, ".4f"),
+                 pair(line["nats_off"], 1, ".4f"), interval(line.get("nats_minus_sft"), 1, ".4f"),
+                 ", ".join(map(str, line["steps"])), pair(line["compute_seconds"], 1, ".0f"),
+                 pair(line["train_seconds"], 1, ".0f")]
+        out.append("| " + " | ".join(map(str, cells)) + " |")
+    return "\n".join(out)
+
+
 def write(path, save):
     """Write a file so that it is either whole or absent: save(temporary path), then rename."""
     tmp = path.with_name(path.name + ".tmp")
@@ -244,19 +357,20 @@ def write(path, save):
 
 
 def load_run(path):
-    """A run's folder (or its ckpt.pt) -> (model, encoding, the settings it was trained with)."""
+    """A run's folder (or its ckpt.pt) -> (model, encoding, tokens that end every prompt, the settings of the run)."""
     path = Path(path)
     saved = load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
     if not {"tokenizer", "train"} <= saved.keys():
         raise ValueError(f"{path}: a checkpoint without tokenizer and settings; give a run made by train.py")
-    return GPT.from_checkpoint(saved), load_encoding(saved["tokenizer"]), saved["train"]
+    return GPT.from_checkpoint(saved), load_encoding(saved["tokenizer"]), saved.get("suffix", []), saved["train"]
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("run", help="folder made by train.py, or its ckpt.pt")
-    parser.add_argument("--data", help="wordproblems, gsm8k or a folder (default: what the run was trained on)")
+    parser.add_argument("run", nargs="+", help="folder made by train.py, or its ckpt.pt; several with --compare")
+    parser.add_argument("--compare", action="store_true", help="one table of finished runs, also as .md and .json")
+    parser.add_argument("--data", help="as in train.py (default: what the run was trained on)")
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="what happens to the codes")
@@ -268,9 +382,21 @@ def main(argv=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         choices=("cpu", "cuda", "mps"))
     parser.add_argument("--out", help="one JSON line a problem (default: RUN/eval-DATA-SPLIT.jsonl); the summary goes "
-                                      "beside it, to .json")
+                                      "beside it, to .json. With --compare: NAME of the table (default: runs/compare)")
     args = parser.parse_args(argv)
     try:
+        if args.compare:
+            lines = compare({folder: finished_run(folder) for folder in args.run})
+            out = Path(args.out or "runs/compare")
+            if not out.parent.is_dir():
+                raise ValueError(f"--out must be a file NAME in an existing folder, got {out}")
+            write(out.with_suffix(".json"), lambda p: p.write_text(json.dumps(lines, indent=1)))
+            write(out.with_suffix(".md"), lambda p: p.write_text(compare_table(lines) + "\n"))
+            print(compare_table(lines))
+            return
+        if len(args.run) > 1:
+            raise ValueError(f"one run at a time, got {' '.join(args.run)}; or --compare them")
+        args.run = args.run[0]
         if args.rows < 0 or args.batch_size < 1 or args.max_new_tokens < 1:
             raise ValueError(f"--rows must be >= 0, --batch_size and --max_new_tokens >= 1, "
                              f"got {args.rows}, {args.batch_size}, {args.max_new_tokens}")
@@ -279,11 +405,11 @@ def main(argv=None):
             raise ValueError(f"--out must be a file NAME.jsonl in an existing folder, got {args.out}")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no CUDA GPU was found")
-        model, enc, settings = load_run(args.run)
+        model, enc, suffix, settings = load_run(args.run)
         data = args.data or settings["data"]
         rows = load_rows(data, args.split, args.rows or None)
         summary, records = evaluate(model.to(args.device), enc, rows, args.arms, args.generate, args.max_new_tokens,
-                                    args.batch_size, args.seed)
+                                    args.batch_size, args.seed, suffix)
         out = Path(args.out or folder / f"eval-{Path(data).name}-{args.split}.jsonl")
         write(out, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records)))
         write(out.with_suffix(".json"), lambda p: p.write_text(json.dumps(summary, indent=1)))

@@ -5,7 +5,7 @@ budget, and prints both beside each other with the codes on, off and random.
     python train.py                                # the main job: DLR, then SFT, at most 10 minutes on 2 CPU cores
     python train.py --tiny                         # the same in a minute, to see that everything works
     python train.py --select likelihood            # the paper's selection
-    python train.py --method sft --lr 5e-4         # plain fine-tuning
+    python train.py --method sft --lr 5e-4         # plain fine-tuning; and static, frozen, random_router, pause, ...
     python train.py --data gsm8k --init_from data/smollm2          # a real model on real GSM8K (see the README)
     python train.py --method pretrain --out runs/base              # make the base checkpoint again
     python train.py --resume --out runs/NAME       # go on after an interruption, to the same bits
@@ -22,6 +22,7 @@ import functools
 import json
 import math
 import os
+import random
 import signal
 import sys
 import time
@@ -34,11 +35,15 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from data.baselines import N_PAUSE, VQ_CODES, assort, solution_chunks, vqvae_codes
 from data.tokens import collate, encode_rows, load_encoding, load_rows
 from dlr import GPT, GPTConfig, load_checkpoint
 from eval import ARMS, bootstrap, evaluate, grade, table, write
 
 BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
+CODED = ("dlr", "static", "frozen", "random_router")  # the methods that route and steer
+FIXED = {"static": dict(n_codes=1, n_rollouts=0, select="advantage", alpha_policy=0.0, alpha_reg=0.0),
+         "random_router": dict(n_rollouts=0, select="advantage", alpha_policy=0.0, alpha_reg=0.0)}
 
 
 def flag(default, help, choices=None):
@@ -47,8 +52,11 @@ def flag(default, help, choices=None):
 
 @dataclass
 class Config:
-    method: str = flag("dlr", "what to do", ("pretrain", "sft", "dlr"))
-    data: str = flag("wordproblems", "wordproblems, gsm8k, or a folder with {train,val,test}.jsonl")
+    method: str = flag("dlr", "dlr; its controls sft, static (one code), frozen (only codes and router learn), "
+                       "random_router (it never learns); the baselines pause, tokenassorted; pretrain",
+                       ("pretrain", "sft", *CODED, "pause", "tokenassorted"))
+    data: str = flag("wordproblems", "wordproblems, arithmetic, gsm8k, scienceqa, strategyqa, commonsenseqa, "
+                     "or a folder with {train,val,test}.jsonl")
     init_from: str = flag("base", "base (the embedded checkpoint), scratch, a .pt checkpoint, or a Hugging Face folder")
     out: str = flag("", "folder of the run; default runs/METHOD-DATE-TIME")
     resume: bool = flag(False, "continue the run in --out with that run's own settings")
@@ -56,6 +64,8 @@ class Config:
     baseline: bool = flag(True, "after dlr, also train sft under the same budget and print it beside")
     seed: int = flag(0, "seed of everything random: order, search, router init")
     device: str = flag("auto", "where to run", ("auto", "cpu", "cuda", "mps"))
+    dtype: str = flag("auto", "of matrix products, weights stay float32; auto: bfloat16 on a GPU that has it",
+                      ("auto", "float32", "bfloat16"))
     compile: bool = flag(False, "torch.compile the model")
     # budget
     rows: int = flag(0, "training rows; 0 = all of the split")
@@ -77,7 +87,7 @@ class Config:
     router_std: float = flag(0.1, "std of the router's initial weights")
     # DLR
     select: str = flag("advantage", "how rollouts teach; the paper: likelihood", ("likelihood", "joint", "advantage"))
-    n_rollouts: int = flag(4, "N, code sequences tried per row and step")
+    n_rollouts: int = flag(4, "N, code sequences tried per row and step; 0 (advantage only): no search")
     temperature: float = flag(1.0, "tau, of the sampled rollouts")
     alpha_policy: float = flag(0.1, "weight of the policy term")
     alpha_reg: float = flag(0.1, "weight of the bi-Zipf regularizer")
@@ -102,10 +112,11 @@ class Config:
         for f in dataclasses.fields(self):
             choices = f.metadata["choices"]
             need(not choices or getattr(self, f.name) in choices, f.name, f"one of {choices}")
-        for name in ("batch_size", "grad_accum", "n_rollouts", "save_every", "block_size", "max_new_tokens"):
+        for name in ("batch_size", "grad_accum", "save_every", "block_size", "max_new_tokens"):
             need(getattr(self, name) >= 1, name, ">= 1")
         for name in ("epochs", "lr", "code_lr", "clip"):
             need(0 < getattr(self, name) < math.inf, name, "> 0 and finite")
+        need(self.n_rollouts >= (self.select != "advantage"), "n_rollouts", ">= 1, or 0 with --select advantage")
         for name in ("temperature", "alpha_policy", "alpha_reg", "weight_decay", "rows", "router_std"):
             need(0 <= getattr(self, name) < math.inf, name, ">= 0 and finite")
         need(0 <= self.warmup < 1, "warmup", "in [0, 1)")
@@ -135,7 +146,13 @@ def parse(argv):
             cfg = dataclasses.replace(Config(**json.loads(path.read_text())), resume=True, out=cfg.out)
         except TypeError as e:
             raise ValueError(f"--resume: {path} is not of this version of train.py: {e}") from e
-    elif not cfg.out:
+        return cfg
+    fixed = FIXED.get(cfg.method, {})
+    for name, value in fixed.items():
+        if name in given and getattr(cfg, name) != value:
+            raise ValueError(f"--method {cfg.method} has --{name} {value}, got {getattr(cfg, name)}")
+    cfg = dataclasses.replace(cfg, **fixed)
+    if not cfg.out:
         cfg.out = f"runs/{cfg.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return cfg
 
@@ -174,7 +191,9 @@ def train(cfg):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
-    bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    bf16 = cfg.dtype == "bfloat16"
+    if cfg.dtype == "auto":
+        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     autocast = functools.partial(torch.autocast, device, torch.bfloat16) if bf16 else contextlib.nullcontext
     say = tqdm.write if rank == 0 else lambda *_: None
     say(f"device: {device} ({why}), {'bfloat16 autocast' if bf16 else 'float32'}"
@@ -186,18 +205,22 @@ def train(cfg):
     # Data: text becomes tokens once, here.
     torch.manual_seed(cfg.seed)
     model, enc = make_model(cfg)
+    suffix = [model.add_tokens(1)] * N_PAUSE if cfg.method == "pause" else []  # ends every prompt, also at inference
     held_out = load_rows(cfg.data, cfg.eval_split, cfg.eval_rows or None) if cfg.eval_rows >= 0 else []
     for row in held_out if cfg.generate else []:
         grade("", row["final"])  # a gold answer that is no number is found now, not after training
     rows = load_rows(cfg.data, "pretrain" if cfg.method == "pretrain" else "train", cfg.rows or None)
-    items, left_out = encode_rows(rows, enc, model.config.block_size)
+    items, left_out = encode_rows(rows, enc, model.config.block_size, suffix)
     if cfg.method == "pretrain":  # two problems a row, so that later, longer rows meet no unseen position; all labelled
         items = [(a + b, 1) for (a, _), (b, _) in zip(items[::2], items[1::2])]
         items = [(ids, n) for ids, n in items if len(ids) - 1 <= model.config.block_size]
         left_out = len(rows) - 2 * len(items)
         if not items:
             raise ValueError(f"no two of the {len(rows)} rows fit --block_size {cfg.block_size} together")
-    labels = [len(ids) - n_prompt for ids, n_prompt in items]
+    if cfg.method == "tokenassorted":
+        first_new, answers = model.add_tokens(2 + VQ_CODES), [ids[n_prompt:] for ids, n_prompt in items]
+        said = [codes[: solution_chunks(enc, ids)]
+                for codes, ids in zip(vqvae_codes(model.embed_tokens.weight[:first_new], answers), answers)]
     steps = math.ceil(cfg.epochs * len(items) / cfg.batch_size)
     say(f"{cfg.method} on {cfg.data}: {len(items)} rows ({left_out} longer than {model.config.block_size} tokens left "
         f"out), {steps} steps of {cfg.batch_size} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -206,25 +229,32 @@ def train(cfg):
     def order(epoch):
         return torch.randperm(len(items), generator=torch.Generator().manual_seed(cfg.seed * 100_003 + epoch)).tolist()
 
+    def example(i):
+        """The i-th item of the run, counted over all epochs: (ids, n_prompt)."""
+        row = order(i // len(items))[i % len(items)]
+        if cfg.method == "tokenassorted":
+            return assort(items[row], said[row], first_new, random.Random(f"{cfg.seed} {i}"))
+        return items[row]
+
     # Model and optimizer. Codebook and router learn much faster than the language model, and without decay.
     model.to(device).train()
     is_code = lambda name: name.startswith(("codebook.", "router."))  # noqa: E731
-    if cfg.method != "dlr":
-        for name, p in model.named_parameters():
-            p.requires_grad_(not is_code(name))
+    for name, p in model.named_parameters():
+        p.requires_grad_(cfg.method in CODED if is_code(name) else cfg.method != "frozen")
+    if cfg.method in FIXED:
+        model.router.weight.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     codes = [p for name, p in named if is_code(name)]
     lm = [p for name, p in named if not is_code(name)]
     groups = [{"params": [p for p in lm if p.dim() >= 2], "peak": cfg.lr, "weight_decay": cfg.weight_decay},
-              {"params": [p for p in lm if p.dim() < 2], "peak": cfg.lr, "weight_decay": 0.0}]
-    if codes:
-        groups.append({"params": codes, "peak": cfg.code_lr, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), fused=device == "cuda")
+              {"params": [p for p in lm if p.dim() < 2], "peak": cfg.lr, "weight_decay": 0.0},
+              {"params": codes, "peak": cfg.code_lr, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.95), fused=device == "cuda")
 
     # Resume, or begin.
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # each process draws its own rollouts
-    step, seconds = 0, 0.0
+    step, seconds, busy = 0, 0.0, 0.0  # busy: processor seconds; on a GPU the seconds that it was held
     usage = torch.zeros(cfg.n_codes)  # running count of each code among the router's choices
     if cfg.resume and (out / "ckpt.pt").exists():
         saved = load_checkpoint(out / "ckpt.pt")
@@ -235,7 +265,7 @@ def train(cfg):
         torch.set_rng_state(saved["rng"][rank][0])
         if device == "cuda" and saved["rng"][rank][1] is not None:  # None: it was saved on a CPU
             torch.cuda.set_rng_state(saved["rng"][rank][1])
-        step, seconds, usage = saved["step"], saved["seconds"], saved["usage"]
+        step, seconds, busy, usage = saved["step"], saved["seconds"], saved["busy"], saved["usage"]
         say(f"resumed {out} at step {step}")
     if rank == 0 and not cfg.resume:
         if (out / "config.json").exists():
@@ -253,8 +283,9 @@ def train(cfg):
         if world > 1:
             dist.all_gather_object(rng, own)
         state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "tokenizer": enc.name,
-                 "train": dataclasses.asdict(cfg), "optimizer": optimizer.state_dict(), "rng": rng, "usage": usage,
-                 "step": step, "seconds": seconds}  # the step is the data position too: order() follows from the seed
+                 "suffix": suffix, "train": dataclasses.asdict(cfg), "optimizer": optimizer.state_dict(), "rng": rng,
+                 "usage": usage, "seconds": seconds, "busy": busy,
+                 "step": step}  # the data position too: example() follows from seed and step
         if rank == 0:
             write(out / "ckpt.pt", lambda p: torch.save(state, p))
 
@@ -270,7 +301,7 @@ def train(cfg):
     bar = tqdm(total=steps, initial=step, desc=cfg.method, disable=rank > 0 or None, dynamic_ncols=True)
     log = open(out / "metrics.jsonl", "a") if rank == 0 else None
     while step < steps and not stop:
-        start = time.time()
+        start, start_busy = time.time(), time.process_time()
         # learning rate: linear warm-up, then a cosine to 0
         w = cfg.warmup * steps
         rate = (step + 1) / w if step + 1 <= w else 0.5 * (1 + math.cos(math.pi * (step + 1 - w) / (steps - w + 1)))
@@ -279,16 +310,16 @@ def train(cfg):
 
         # the step's rows, and this process's share of them in micro-steps
         first = step * cfg.batch_size
-        batch = [order(i // len(items))[i % len(items)] for i in range(first, first + cfg.batch_size)]
-        n_labels, metrics = sum(labels[i] for i in batch), {}
+        batch = [example(i) for i in range(first, first + cfg.batch_size)]
+        n_labels, metrics = sum(len(ids) - n_prompt for ids, n_prompt in batch), {}
         for micro in range(cfg.grad_accum):
             mine = batch[micro * world + rank :: cfg.grad_accum * world]
-            idx, targets = (t.to(device) for t in collate([items[i] for i in mine]))
-            share = sum(labels[i] for i in mine) / n_labels  # a micro-batch counts by its labels, as in one large batch
+            idx, targets = (t.to(device) for t in collate(mine))
+            share = (targets >= 0).sum().item() / n_labels  # a micro-batch counts by its labels, as in one large batch
             last_micro = micro == cfg.grad_accum - 1
             with contextlib.nullcontext() if last_micro or world == 1 else graded.no_sync():
                 with autocast():
-                    if cfg.method == "dlr":
+                    if cfg.method in CODED:
                         loss, terms = graded(idx, targets, codes="search", n_rollouts=cfg.n_rollouts,
                                              select=cfg.select, temperature=cfg.temperature,
                                              alpha_policy=cfg.alpha_policy, alpha_reg=cfg.alpha_reg)
@@ -305,19 +336,22 @@ def train(cfg):
             metrics = dict(zip(metrics, total.tolist()))
 
         # update
-        metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(lm, cfg.clip).item()
+        if lm:
+            metrics["grad_norm"] = torch.nn.utils.clip_grad_norm_(lm, cfg.clip).item()
         if codes:
             metrics["code_grad_norm"] = torch.nn.utils.clip_grad_norm_(codes, cfg.clip).item()
         if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); rows {batch}; "
+            rows = [order(i // len(items))[i % len(items)] for i in range(first, first + cfg.batch_size)]
+            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); rows {rows}; "
                                      f"the last checkpoint in {out} is kept; a lower --lr or --code_lr may help")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.time() - start
+        busy += world * (time.time() - start if device == "cuda" else time.process_time() - start_busy)
 
         # log, show, save
-        if cfg.method == "dlr":
+        if cfg.method in CODED:
             p = usage / usage.sum()
             metrics["active"] = (p > 0.001).float().mean().item()
             metrics["perplexity"] = torch.special.entr(p).sum().exp().item()
@@ -348,9 +382,12 @@ def train(cfg):
         say(f"wrote {out / 'base.pt'}")
     if cfg.eval_rows == -1:
         return None
-    arms = ARMS if cfg.method == "dlr" else ("off",)
-    summary, records = evaluate(model, enc, held_out, arms, cfg.generate, cfg.max_new_tokens, seed=cfg.seed)
-    summary |= {"method": cfg.method, "steps": steps, "train_seconds": round(seconds, 1)}
+    arms = ARMS if cfg.method in CODED else ("off",)
+    with autocast():
+        summary, records = evaluate(model, enc, held_out, arms, cfg.generate, cfg.max_new_tokens, seed=cfg.seed,
+                                    suffix=suffix)
+    summary |= {"method": cfg.method, "split": cfg.eval_split, "steps": steps, "train_seconds": round(seconds, 1),
+                "compute_seconds": round(busy, 1)}
     write(out / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1)))
     write(out / "answers.jsonl", lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records)))
     return summary
@@ -369,8 +406,6 @@ def main(argv=None):
         sys.exit(2)
     except KeyboardInterrupt:  # during the evaluation: training is saved, --resume evaluates again
         sys.exit(130)
-    if dist.is_initialized():
-        dist.destroy_process_group()
     runs = {name: run for name, run in runs.items() if run[0]}
     if not runs:
         return
@@ -389,3 +424,7 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
+    if dist.is_initialized():  # DDP keeps gloo's threads; one still at work while Python shuts down would abort it
+        dist.destroy_process_group()
+        sys.stdout.flush()
+        os._exit(0)

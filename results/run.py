@@ -1,9 +1,9 @@
 """
 The measurements behind the README's tables: runs train.py for each setting and seed that results/NAME.jsonl lacks, and
-appends one line with the run's flags and evaluation.
+appends one line with the run's settings, its evaluation and every problem's verdict and likelihood.
 
     python results/run.py NAME [--jobs 2]      # each job on one CPU thread, or the GPU
-    python results/run.py NAME --table         # the table, as Markdown
+    python results/run.py NAME --table         # the table of `eval.py --compare`, as Markdown
 """
 
 import argparse
@@ -13,31 +13,35 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
 
 HERE = Path(__file__).resolve().parent
-SMOLLM2 = "--data gsm8k --init_from data/smollm2 --rows 240 --epochs 1 --batch_size 4 --eval_rows 100 --no-generate"
-SFT = "--method sft"
+sys.path.insert(0, str(HERE.parent))
+from eval import compare, compare_table, finished_run  # noqa: E402
+
+# Learning rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
+LR = "--rows 1000 --eval_split val --eval_rows 400 --no-generate"
+WORDS = "--rows 1000 --eval_split test --eval_rows 500"
+GSM8K = ("--data gsm8k --init_from data/smollm2 --rows 240 --epochs 1 --batch_size 4 --dtype bfloat16 --no-generate "
+         "--eval_rows 100")
+METHODS = {
+    "sft": "--method sft",
+    "dlr": "",
+    "dlr, the paper's selection": "--select likelihood",
+    "static": "--method static",
+    "frozen": "--method frozen",
+    "random_router": "--method random_router",
+    "pause": "--method pause",
+    "tokenassorted": "--method tokenassorted",
+}
+
+RATES = {name: ("5e-4", "1e-3", "2e-3") for name in METHODS} | {"frozen": ("1e-2", "3e-2", "1e-1")}  # of its codes
+RATES |= {name: ("5e-4", "1e-3") for name in ("dlr, the paper's selection", "static", "random_router")}  # time
 
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
-    "selection": ((0, 1, 2), {  # how rollouts teach, all else equal
-        "SFT": SFT,
-        "DLR advantage": "--select advantage",
-        "DLR likelihood": "--select likelihood",
-        "DLR joint": "--select joint",
-        "DLR, C=1": "--n_codes 1 --n_rollouts 1",
-    }),
-    "sft_lr": ((0,), {f"SFT, lr {lr}": f"{SFT} --lr {lr}" for lr in ("3e-4", "5e-4", "1e-3", "2e-3")}),
-    "chunk": ((0,), {"DLR advantage, K=1": "--select advantage --chunk 1"}),
-    "gsm8k": ((0,), {
-        "SFT, lr 1e-5": f"{SMOLLM2} {SFT} --lr 1e-5",
-        "DLR advantage K=1, lr 1e-5": f"{SMOLLM2} --lr 1e-5 --chunk 1 --code_lr 6e-2 --router_std 0.05 --n_rollouts 2",
-        "SFT, lr 1e-4": f"{SMOLLM2} {SFT} --lr 1e-4",
-        "DLR C=1, lr 1e-5": f"{SMOLLM2} --lr 1e-5 --n_codes 1 --code_lr 6e-2 --n_rollouts 1",
-        "DLR likelihood, lr 1e-5": f"{SMOLLM2} --lr 1e-5 --select likelihood --code_lr 1e-3 --n_rollouts 4",
-        "DLR advantage K=1, lr 1e-4": f"{SMOLLM2} --lr 1e-4 --chunk 1 --code_lr 6e-2 --router_std 0.05 --n_rollouts 2",
-    }),
+    "lr": ((100,), {f"{name}, {rate}": f"{LR} {flags} {'--code_lr' if name == 'frozen' else '--lr'} {rate}"
+                    for name, flags in METHODS.items() for rate in RATES[name]}),
+    "compare": ((0, 1, 2, 3, 4), {name: f"{WORDS} {flags}" for name, flags in METHODS.items()}),
 }
 
 
@@ -45,7 +49,6 @@ def run(name, label, flags, seed):
     slug = "".join(c if c.isalnum() else "-" for c in label)
     out = HERE.parent / "runs" / name / f"{slug}-{seed}"
     argv = [sys.executable, "train.py", *flags.split(), "--seed", str(seed), "--no-baseline", "--out", str(out)]
-    argv += ["--eval_split", "val"]  # choices are made on val; eval.py reports test
     if (out / "config.json").exists():
         argv = [sys.executable, "train.py", "--resume", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -53,13 +56,17 @@ def run(name, label, flags, seed):
     if done.returncode:
         print(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
         return
-    summary = json.loads((out / "summary.json").read_text())
-    if "gsm8k" not in flags:
-        test = [sys.executable, "eval.py", str(out), "--arms", *summary["arms"]]
-        subprocess.run(test, cwd=HERE.parent, env=env, capture_output=True, check=True)
-        summary["test"] = json.loads((out / "eval-wordproblems-test.json").read_text())["arms"]
+    config, summary, records = finished_run(out)
+    config["out"] = str(out.relative_to(HERE.parent))
+    problems = {"gold": [r["gold"] for r in records], "tokens": [r["tokens"] for r in records]}
+    for arm in summary["arms"]:
+        problems[arm] = {"nll": [round(r[arm]["nll"], 3) for r in records]}
+        if config["generate"]:
+            problems[arm]["strict"] = "".join(str(int(r[arm]["strict"])) for r in records)
+    line = {"label": label, "seed": seed, "flags": flags, "config": config, "summary": summary, "problems": problems}
     with open(HERE / f"{name}.jsonl", "a") as f:
-        f.write(json.dumps({"label": label, "seed": seed, "flags": flags, **summary}) + "\n")
+        f.write(json.dumps(line) + "\n")
+    (out / "ckpt.pt").unlink()  # a large model's runs would fill the disk
     print(f"{label}, seed {seed}: done in {summary['train_seconds']:.0f} s", flush=True)
 
 
@@ -69,26 +76,18 @@ def load(name):
 
 
 def table(name):
-    """Mean and standard deviation over seeds, on val and, where it was run, on test."""
-    rows = load(name)
-
-    def cell(mine, split, arm, key, form):
-        values = [(r["arms"] if split == "val" else r["test"]).get(arm, {}).get(key) for r in mine]
-        if None in values:
-            return ""
-        return f"{mean(values):{form}}" + (f" ± {stdev(values):{form}}" if len(values) > 1 else "")
-
-    for split in ("val", "test") if all("test" in r for r in rows) else ("val",):
-        arms = ("on", "off", "random", "shuffled")
-        print(f"{split}:\n\n| run | seeds | " + " | ".join(f"nats {arm}" for arm in arms)
-              + " | strict on | off | random | seconds |\n" + "|---" * 10 + "|")
-        for label in dict.fromkeys(r["label"] for r in rows):
-            mine = [r for r in rows if r["label"] == label]
-            cells = [cell(mine, split, arm, "nats", ".4f") for arm in arms]
-            cells += [cell(mine, split, arm, "strict", ".1%") for arm in arms[:3]]
-            cells.append(f"{mean(r['train_seconds'] for r in mine):.0f}")
-            print(f"| {label} | {len(mine)} | " + " | ".join(cells) + " |")
-        print()
+    """What `python eval.py --compare` prints of the runs' folders, from the lines that are kept here."""
+    runs = {}
+    for line in load(name):
+        problems, arms = line["problems"], line["summary"]["arms"]
+        records = [{"gold": gold, "tokens": tokens} for gold, tokens in zip(problems["gold"], problems["tokens"])]
+        for i, record in enumerate(records):
+            for arm in arms:
+                record[arm] = {"nll": problems[arm]["nll"][i]}
+                if "strict" in problems[arm]:
+                    record[arm]["strict"] = problems[arm]["strict"][i] == "1"
+        runs[f"{line['label']}, seed {line['seed']}"] = line["config"], line["summary"], records
+    print(compare_table(compare(runs)))
 
 
 if __name__ == "__main__":

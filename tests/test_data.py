@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data import gsm8k, smollm2, wordproblems
-from data.tokens import collate, encode, encode_row, encode_rows, load_encoding, load_rows, read_jsonl
+from data import arithmetic, gsm8k, smollm2, tokens, wordproblems
+from data.tokens import collate, encode, encode_row, encode_rows, load_encoding, load_rows
 from data.wordproblems import HELD_OUT_FRAMES, HELD_OUT_TEMPLATES, SPLITS, generate
 
 ROOT = Path(__file__).parents[1]
@@ -276,68 +276,6 @@ def test_rows_too_long_are_counted_and_left_out(enc, problems):
         encode_rows([], enc, 20)
 
 
-# ---- the same tokenizer as Hugging Face's
-
-CORPUS = [
-    "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 1,234.50",
-    "def f(x):\n    return {'a': x**2}  # it's we'll they've I'd\n\n\n\tx",
-    "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301",
-    "  two   spaces 12 3  4   \n \r\n\r\n 5  ",
-    " 7 77 777a7b 'S 'll",
-    "a\x04b !\x04! \x00\x06\x13\x14\x16\x1d  \x04x",  # bytes that SmolLM2 can't spell
-    "\U00040000 \U000fffff \x04",
-]
-
-
-def tiny_tokenizer(folder):
-    """A folder with a tokenizer.json like SmolLM2's: some bytes missing, merges learnt by hand."""
-    alphabet = [c for b, c in enumerate(_bytes_to_unicode()) if b not in (0x04, 0x06, 0xF1, 0xC0)]
-    merges = ["Ġ t", "h e", "Ġt he", "! !", "a b", "Ġ Ġ", "i n", "Ġ =", "> >", "l e", "ĠĠ ĠĠ", "r e", "1 2", "' s"]
-    tokens = ["<|endoftext|>", *sorted(alphabet), *(merge.replace(" ", "") for merge in merges)]
-    meta = {"tokenizer.ggml.tokens": tokens, "tokenizer.ggml.merges": merges}
-    meta["tokenizer.ggml.token_type"] = [3] + [1] * (len(tokens) - 1)
-    (folder / "tokenizer.json").write_text(json.dumps(smollm2.read_tokenizer(meta)), encoding="utf-8")
-    return folder
-
-
-def _bytes_to_unicode():
-    """GPT-2's byte alphabet, from the reference library."""
-    from transformers.convert_slow_tokenizer import bytes_to_unicode
-
-    return [bytes_to_unicode()[b] for b in range(256)]
-
-
-@pytest.mark.parametrize("which", ["tiny", pytest.param("smollm2", marks=needs_smollm2)])
-def test_same_tokens_as_hugging_face(which, tmp_path):
-    """One token that differs from pretraining is one the model never saw; a byte without token must not panic."""
-    tokenizers = pytest.importorskip("tokenizers")
-    pytest.importorskip("transformers")
-    folder = tiny_tokenizer(tmp_path) if which == "tiny" else SMOLLM2_DIR
-    reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    enc = load_encoding(folder)
-    texts = CORPUS + [Path(__file__).read_text().replace("<|endoftext|>", "")]
-    texts += [chr(c) + " a" + chr(c) + chr(c) for c in range(0x250)]
-    if GSM8K_DIR.is_dir():
-        texts += [row["question"] + row["answer"] for row in read_jsonl(GSM8K_DIR / "test.jsonl")]
-    for text in texts:
-        assert encode(enc, text) == reference.encode(text).ids, repr(text)
-    assert enc.eot_token == reference.token_to_id("<|endoftext|>") == 0
-
-
-def test_tokenizer_errors_name_the_file(tmp_path):
-    """A wrong folder or an unknown family of tokenizer must not turn into silently different tokens."""
-    with pytest.raises(FileNotFoundError, match="'nowhere' is neither 'wordproblems' nor a folder"):
-        load_encoding("nowhere")
-    path = tiny_tokenizer(tmp_path) / "tokenizer.json"
-    good = path.read_text()
-    path.write_text(good.replace("Digits", "Split"))
-    with pytest.raises(ValueError, match=r"tokenizer.json: pre_tokenizer \['Split', 'ByteLevel'\] is not known"):
-        load_encoding(tmp_path)
-    path.write_text(good[:100])
-    with pytest.raises(ValueError, match=r"tokenizer\.json is not a Hugging Face"):
-        load_encoding(tmp_path)
-
-
 # ---- rows of every task
 
 
@@ -491,3 +429,21 @@ def test_smollm2_knows_paris():
     with torch.no_grad():
         logits = model(torch.tensor([ids])).logits[0, -1]
     assert enc.decode([logits.argmax().item()]) == " Paris"
+
+
+def test_the_other_tasks_load_by_name(tmp_path, monkeypatch):
+    """Broken if `--data arithmetic` or `--data commonsenseqa` did not reach its generator or its published files."""
+    rows = load_rows("arithmetic", "val", 5, seed=3)
+    assert rows == arithmetic.generate(5, 3, "val") and len(load_rows("arithmetic", "val")) == 500
+    with pytest.raises(FileNotFoundError, match="commonsenseqa.train_rand_split.jsonl"):
+        load_rows("commonsenseqa", "train")
+    monkeypatch.setattr(tokens, "DATA_DIR", str(tmp_path))
+    (tmp_path / "commonsenseqa").mkdir()
+    choices = [{"label": "A", "text": "sky"}, {"label": "B", "text": "sea"}]
+    lines = [{"answerKey": "B", "id": str(i), "question": {"question_concept": "fish", "stem": f"Where is fish {i}?",
+                                                           "choices": choices}} for i in range(3)]
+    (tmp_path / "commonsenseqa" / "dev_rand_split.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    rows = load_rows("commonsenseqa", "test", 2)
+    assert len(rows) == 2 and rows[0]["answer"] == "#### B" and rows[0]["question"].endswith("(A) sky\n(B) sea")
+    with pytest.raises(ValueError, match="only 3"):
+        load_rows("commonsenseqa", "test", 4)

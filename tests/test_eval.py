@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import eval as evaluation
-from data.tokens import PROMPT, collate, encode, encode_row, load_encoding, load_rows
+from data.tokens import PROMPT, collate, encode, encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, GPTConfig
 
 ENC = load_encoding("wordproblems")
@@ -52,14 +52,36 @@ def test_grader_truth_table(text, gold, strict, flexible):
     """Broken if formatting made a right answer wrong, or a missing answer right."""
     got = evaluation.grade(text, gold)
     assert (got["strict"], got["flexible"]) == (strict, flexible)
-    assert got["parsed"] == (evaluation.strict_answer(text) is not None)
+    assert got["parsed"] == (strict or text in ("#### 3", "#### 18\nQuestion: next\n#### 20"))
+
+
+@pytest.mark.parametrize("text, gold, strict, flexible, parsed", [
+    ("#### B", "B", True, True, True),
+    ("Plants need light.\n#### (B)", "B", True, True, True),
+    ("####B.", "B", True, True, True),
+    ("#### A", "B", False, False, True),
+    ("#### B\n#### A", "B", True, False, True),  # the first #### wins, the last letter is flexible's
+    ("The answer is (B)", "B", False, True, False),
+    ("#### Both", "B", False, False, False),  # a word is no letter
+    ("#### b", "B", False, False, False),
+    ("", "B", False, False, False),
+    ("#### yes", "yes", True, True, True),
+    ("#### Yes.", "yes", True, True, True),
+    ("So no.\n#### yes", "no", False, False, True),
+    ("#### nobody", "no", False, False, False),
+    ("the answer is no", "no", False, True, False),
+    ("#### 1", "yes", False, False, False)])
+def test_grader_of_choices(text, gold, strict, flexible, parsed):
+    """Broken if a choice were compared as a number, read out of a word, or a missing one counted as right."""
+    assert evaluation.grade(text, gold) == {"strict": strict, "flexible": flexible, "parsed": parsed}
 
 
 def test_none_is_not_none():
     """Broken if no answer equalled no gold (trap 6)."""
-    assert evaluation.strict_answer("nothing") is None and evaluation.to_number(None) is None
-    with pytest.raises(ValueError, match="gold"):
-        evaluation.grade("nothing", "nothing")
+    assert not any(evaluation.grade("nothing", "18").values()) and evaluation.to_number(None) is None
+    for gold in ("nothing", "", None, "AB"):
+        with pytest.raises(ValueError, match="gold"):
+            evaluation.grade("nothing", gold)
 
 
 def test_gold_answers_of_the_data_grade_as_right():
@@ -93,7 +115,7 @@ def test_answers_do_not_depend_on_batch_composition():
     assert together == apart
     assert len({tuple(texts) for texts in together.values()}) == 4, "every intervention must bite"
     for arm, codes in (("on", None), ("off", "off")):
-        assert together[arm] == [ENC.decode(model.generate([p], 12, codes, ENC.eot_token)[0]) for p in prompts]
+        assert together[arm] == [ENC.decode(model.generate([p], 12, codes, end_token(ENC))[0]) for p in prompts]
 
 
 def test_shuffled_answers_use_the_rows_own_codes_in_another_order(monkeypatch):
@@ -105,7 +127,7 @@ def test_shuffled_answers_use_the_rows_own_codes_in_another_order(monkeypatch):
     prompts = [encode(ENC, PROMPT.format(question=r["question"])) for r in rows]
     evaluation.answer(model, ENC, prompts, ("on", "shuffled"), max_new_tokens=12)
     (ids, _), (_, codes) = seen
-    for prompt, mine, new in zip(ids, codes, generate(ids, 12, None, ENC.eot_token)):
+    for prompt, mine, new in zip(ids, codes, generate(ids, 12, None, end_token(ENC))):
         own = model.route(torch.tensor([prompt + new]))[0].argmax(-1)
         assert sorted(mine[: len(own)].tolist()) == sorted(own.tolist()) and not torch.equal(mine[: len(own)], own)
 
@@ -164,6 +186,74 @@ def test_bootstrap_matches_the_normal_approximation():
     assert evaluation.bootstrap([1, 0, 1], [1, 0, 1]) == (0, 0, 0)
 
 
+def test_bootstrap_over_seeds_holds_their_spread():
+    """Broken if the interval over several seeds ignored that training runs differ."""
+    rng = np.random.default_rng(2)
+    noise = rng.normal(size=(4, 400))
+    shifts = np.array([-1.0, -0.5, 0.5, 1.0])[:, None]  # every problem of a run is shifted alike: pure seed variance
+    still = evaluation.bootstrap(noise, np.zeros_like(noise))
+    moved = evaluation.bootstrap(noise + shifts, np.zeros_like(noise))
+    assert still[0] == pytest.approx(noise.mean()) and moved[0] == pytest.approx(noise.mean())
+    # the mean of 4 draws of the shifts has a standard deviation of sqrt(.625 / 4) = .395
+    assert moved[2] - moved[1] == pytest.approx(2 * 1.96 * 0.395, rel=0.1) and still[2] - still[1] < 0.2
+
+
+@pytest.mark.parametrize("helped, hurt, p", [
+    (9, 1, 0.021484375), (1, 9, 0.021484375), (5, 5, 1.0), (0, 0, 1.0), (10, 0, 0.001953125), (30, 14, 0.0226288)])
+def test_mcnemar_is_the_exact_binomial_test(helped, hurt, p):
+    """Broken if p were one-sided, approximate, or counted problems on which both agree (values: scipy)."""
+    a, b = [1] * helped + [0] * hurt + [1, 0] * 7, [0] * helped + [1] * hurt + [1, 0] * 7
+    assert evaluation.mcnemar(a, b) == pytest.approx(p, rel=1e-4)
+
+
+def finished(method, seed, right, nll, **settings):
+    """A run as `finished_run` gives it: 4 problems of 10, 10, 10 and 30 answer tokens."""
+    arms = {"off": (right, nll)} if method == "sft" else {"on": (right, nll), "off": ([0] * 4, [9.0] * 4)}
+    tokens = [10, 10, 10, 30]
+    records = [{"question": f"q{i}", "gold": "1", "tokens": tokens[i],
+                **{arm: {"strict": bool(v[0][i]), "nll": v[1][i]} for arm, v in arms.items()}} for i in range(4)]
+    summary = {"arms": {arm: {"strict": sum(v[0]) / 4, "nats": sum(v[1]) / 60} for arm, v in arms.items()},
+               "steps": 7, "compute_seconds": 50.0 + seed, "train_seconds": 60.0}
+    config = {"method": method, "seed": seed, "out": f"runs/{method}{seed}", "lr": 0.1, **settings}
+    return config, summary, records
+
+
+def test_compare_by_hand():
+    """Broken if the table's means, spreads, pairing or reference were wrong."""
+    runs = {"d0": finished("dlr", 0, [1, 1, 1, 0], [1, 1, 1, 3], chunk=1),
+            "s0": finished("sft", 0, [1, 0, 0, 0], [2, 2, 2, 6]),
+            "s1": finished("sft", 1, [1, 1, 0, 0], [4, 2, 2, 6]),
+            "d1": finished("dlr", 1, [1, 1, 1, 1], [1, 1, 1, 3], chunk=1),
+            "e0": finished("dlr", 0, [0, 0, 0, 0], [1, 1, 1, 3], chunk=4),
+            "t0": finished("sft", 0, [1, 1, 1, 1], [0, 0, 0, 0], lr=0.2)}
+    lines = {line["label"]: line for line in evaluation.compare(runs)}
+    assert list(lines) == ["dlr, chunk 1", "sft, lr 0.1", "dlr, chunk 4", "sft, lr 0.2"]
+    dlr, sft = lines["dlr, chunk 1"], lines["sft, lr 0.1"]
+    assert dlr["seeds"] == [0, 1] and dlr["steps"] == [7]
+    assert dlr["strict"] == pytest.approx((0.875, math.sqrt(0.03125))) and dlr["strict_off"] == (0.0, 0.0)
+    assert dlr["nats_on"] == pytest.approx((0.1, 0.0)) and dlr["nats_off"] == pytest.approx((0.6, 0.0))
+    assert sft["nats_off"][0] == pytest.approx((12 + 14) / 2 / 60) and "nats_on" not in sft
+    assert sft["compute_seconds"] == pytest.approx((50.5, math.sqrt(0.5))) and "nats_minus_sft" not in sft
+    assert dlr["strict_minus_sft"][0] == pytest.approx(0.875 - 0.375)
+    assert dlr["nats_minus_sft"][0] == pytest.approx(6 / 60 - 13 / 60)
+    assert dlr["mcnemar_p"] == pytest.approx([0.5, 0.5])  # two helped, none hurt, in either seed
+    assert lines["dlr, chunk 4"]["mcnemar_p"] == [1.0] and lines["dlr, chunk 4"]["strict"] == (0.0, None)
+    text = evaluation.compare_table(evaluation.compare(runs)).splitlines()
+    assert len(text) == 6 and text[2].startswith("| dlr, chunk 1 | 2 | 87.5 ± 17.7 | 0.0 ± 0.0 | +50.0 [")
+    assert "0.5 (0.5 - 0.5)" in text[2] and all(line.count("|") == 13 for line in text)
+
+
+def test_compare_refuses_what_cannot_be_compared():
+    """Broken if runs on other problems, twice the same run, or a table without its reference were let through."""
+    sft, dlr = finished("sft", 0, [1, 0, 0, 0], [2, 2, 2, 6]), finished("dlr", 1, [1, 0, 0, 0], [2, 2, 2, 6])
+    other = finished("dlr", 0, [1, 0, 0, 0], [2, 2, 2, 6])
+    other[2][0]["question"] = "another"
+    for runs, words in [({"a": sft, "b": other}, "b was evaluated on other problems than a"), ({"b": dlr}, "sft"),
+                        ({"a": sft, "b": dlr}, "no seed of dlr"), ({"a": sft, "b": sft}, "a second run")]:
+        with pytest.raises(ValueError, match=words):
+            evaluation.compare(runs)
+
+
 def test_an_arm_that_changes_nothing_is_said_to():
     """Broken if an intervention without effect passed for evidence (trap 2)."""
     rows = load_rows("wordproblems", "test", 4)
@@ -206,7 +296,8 @@ def test_command_line(tmp_path, capsys):
                         ([str(run / "cut.pt")], "cut.pt"), ([str(run), "--data", str(tmp_path)], "test.jsonl"),
                         ([str(run), "--arms", "sideways"], "sideways"), ([str(run), "--bogus"], "--bogus"),
                         ([str(run), "--out", str(run / "x.json")], "x.json"), ([str(run), "--device", "tpu"], "tpu"),
-                        ([str(run), "--out", str(run / "no" / "x.jsonl")], "existing folder")]:
+                        ([str(run), "--out", str(run / "no" / "x.jsonl")], "existing folder"),
+                        ([str(run), str(run)], "--compare"), (["--compare", str(run)], "summary.json")]:
         with pytest.raises(SystemExit) as stop:
             evaluation.main(argv)
         assert stop.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,224 @@
+"""Addition and subtraction: true results, exact sub-task labels on exact tokens, splits that don't leak."""
+
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from data import arithmetic
+from data.arithmetic import generate, side, sub_tasks
+from data.tokens import encode_row, load_encoding
+from eval import grade
+
+ROOT = Path(__file__).parents[1]
+SMOLLM2_DIR = ROOT / "data" / "smollm2"
+needs_smollm2 = pytest.mark.skipif(not SMOLLM2_DIR.is_dir(), reason="no data/smollm2: run python data/smollm2.py")
+
+
+def operands(row):
+    """(x, sign, y) of a question, x and y as ints."""
+    x, sign, y = re.fullmatch(r"(\d+)([+-])(\d+)", row["question"]).groups()
+    assert len(x) == len(y)
+    return int(x), sign, int(y)
+
+
+def reference(x, sign, y, digits):
+    """The labels from facts about whole numbers: what comes into column i is decided by the last i digits alone."""
+    labels = []
+    for i in range(digits, -1, -1):
+        low_x, low_y, p, q = x % 10**i, y % 10**i, x // 10**i % 10, y // 10**i % 10
+        if sign == "+":
+            comes_in = low_x + low_y >= 10**i
+            names = {False: ["SA"] * 9 + ["SS"] + ["SC"] * 9, True: ["UC"] * 9 + ["US"] + ["UC"] * 9}
+            labels.append(names[comes_in][p + q])
+        else:
+            comes_in = low_x < low_y
+            order = (p > q) - (p < q)
+            labels.append({1: "UB", 0: "UD", -1: "UB"}[order] if comes_in else {1: "MD", 0: "ME", -1: "MB"}[order])
+    return labels
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return generate(1000, 1) + generate(1000, 2, "test", cascade=0.4) + generate(500, 3, "val", digits=3, cascade=0)
+
+
+@pytest.mark.parametrize(
+    "problem, labels",
+    [
+        ("0123456 + 0654399", "SA SA SA SA UC UC SC"),  # 6+9 makes a carry, 5+9+1 another, 4+3+1 ends it
+        ("0045678 + 0054322", "SA UC US US US US SC"),  # 8+2 starts a cascade through four nines, 0+0+1 ends it
+        ("0555555 + 0444444", "SA SS SS SS SS SS SS"),  # nines, but nothing to cascade
+        ("0999999 + 0999999", "UC UC UC UC UC UC SC"),  # 9+9 is 18: a carry, no cascade; the first digit is a carry
+        ("0900000 + 0099999", "SA SS SS SS SS SS SS"),
+        ("0900001 + 0099999", "UC US US US US US SC"),
+        ("0700000 - 0000001", "ME UB UD UD UD UD MB"),  # 0-1 borrows through four equal columns, from the 7
+        ("0654321 - 0123456", "ME MD MD UB UB UB MB"),  # 1-6 borrows, 2-5, 3-4 too, 4-1-3 = 0 does not
+        ("0123123 - 0123123", "ME ME ME ME ME ME ME"),
+        ("0500010 - 0500009", "ME ME ME ME ME UB MB"),
+        ("0940000 - 0050000", "ME UB MB ME ME ME ME"),  # 4-5 borrows from the 9, which ends it
+    ],
+)
+def test_labels_worked_by_hand(problem, labels):
+    """Broken if a carry, a borrow, a cascade or a tie (s = 9, x = y) gets another label than on paper."""
+    assert sub_tasks(*problem.split()) == labels.split()
+
+
+def test_labels_of_every_row(rows):
+    """Broken if the labels of a generated row disagree with carries taken from whole numbers, or are not in order."""
+    for row in rows:
+        x, sign, y = operands(row)
+        assert row["labels"] == reference(x, sign, y, digits=len(row["final"]) - 1), row
+    assert set().union(*(row["labels"] for row in rows)) == set("SA SS SC UC US MD ME MB UB UD".split())
+
+
+def test_results_are_true(rows):
+    """Broken if a result is wrong, negative, not of D + 1 digits, or if `ops` names the other operation."""
+    for row in rows:
+        x, sign, y = operands(row)
+        result = {"+": x + y, "-": x - y}[sign]
+        assert int(row["final"]) == result >= 0 and row["ops"] == [{"+": "add", "-": "sub"}[sign]]
+        assert row["answer"] == "#### " + row["final"]
+        assert len(row["final"]) == len(row["question"]) // 2 + 1 == len(row["labels"]) == len(row["offsets"])
+
+
+def test_the_grader_reads_the_answers(rows):
+    """Broken if leading zeros change the grade, or if a wrong digit passes."""
+    for row in rows[:50]:
+        assert all(grade(row["answer"], row["final"]).values())
+        assert all(grade(f"#### {int(row['final'])}", row["final"]).values())
+        wrong = row["answer"][:-1] + str((int(row["final"]) + 1) % 10)
+        assert not grade(wrong, row["final"])["strict"]
+
+
+@pytest.mark.parametrize("name", ["wordproblems", pytest.param(SMOLLM2_DIR, marks=needs_smollm2)])
+def test_each_answer_digit_is_one_supervised_token(name, rows):
+    """Broken if offsets are off by one or digits merge: a label would be scored on another digit's token."""
+    enc = load_encoding(name)
+    for row in rows[:200] + rows[-20:]:
+        ids, n_prompt = encode_row(row, enc)
+        tokens = [enc.decode([i]) for i in ids[n_prompt:-1]]
+        starts = [len("".join(tokens[:i])) for i in range(len(tokens))]  # characters of " " + answer
+        x, sign, y = operands(row)
+        result = x + y if sign == "+" else x - y
+        for place, offset in zip(reversed(range(len(row["labels"]))), row["offsets"]):
+            assert tokens[starts.index(offset + 1)] == str(result // 10**place % 10)
+        prompt = [enc.decode([i]) for i in ids[:n_prompt]]
+        assert [t for t in prompt if t.isdigit()] == [c for c in row["question"] if c.isdigit()]
+
+
+def test_tokens_by_hand():
+    """Broken if the format or its tokens change: codes are placed on a grid of these very tokens."""
+    enc = load_encoding("wordproblems")
+    ids, n_prompt = encode_row({"question": "700000-000001", "answer": "#### 0699999"}, enc)
+    prompt = ["Question", ":", " ", *"700000", "-", *"000001", "\n", "Answer", ":"]
+    answer = [" ", "##", "##", " ", *"0699999", "<|endoftext|>"]
+    assert [enc.decode([i]) for i in ids] == prompt + answer and n_prompt == len(prompt)
+
+
+def test_splits_are_disjoint():
+    """Broken if a problem, or one with its operands swapped, is in two splits (2 digits: chance would do it)."""
+    seen = {}
+    for split, n in dict(train=3000, val=400, test=800).items():
+        rows = generate(n, 0, split, digits=2) + generate(n, 1, split, digits=2, cascade=0.4)
+        seen[split] = {(*sorted((x, y)), sign) for x, sign, y in map(operands, rows)}
+    assert not seen["train"] & seen["val"] and not seen["train"] & seen["test"] and not seen["val"] & seen["test"]
+
+
+def test_shares_of_the_splits():
+    """Broken if the hash gives a split much more or less than it says, or sees the order of the operands."""
+    sides = Counter(side(f"{x:03d}+{y:03d}") for x in range(0, 1000, 7) for y in range(0, 1000, 11))
+    assert all(abs(sides[s] / sides.total() - p) < 0.02 for s, p in dict(train=0.7, val=0.1, test=0.2).items())
+    assert all(side(f"{x:03d}+777") == side(f"777+{x:03d}") for x in range(100))
+
+
+def test_same_seed_same_rows_in_another_process():
+    """Broken if hash randomisation or a global RNG gives everybody other rows, or fewer rows are not the first ones."""
+    rows = generate(50, 1)
+    code = "import json; from data.arithmetic import generate; print(json.dumps(generate(40, 1)))"
+    env = os.environ | {"PYTHONHASHSEED": "123"}
+    out = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert json.loads(out.stdout) == rows[:40]
+    assert generate(50, 2) != rows
+
+
+def test_no_question_twice():
+    """Broken if a question repeats (of 2 digits, where it would at once)."""
+    questions = [row["question"] for row in generate(3000, 0, digits=2)]
+    assert len(set(questions)) == 3000
+
+
+def test_the_benchmark_never_changes():
+    """Broken if the held-out rows of published numbers change: that must be a conscious change here."""
+    digests = [hashlib.sha256(json.dumps(generate(100, 0, split)).encode()).hexdigest() for split in ("val", "test")]
+    assert [digest[:16] for digest in digests] == ["86e8f88c3400651e", "1fce9fcc2d201b04"]
+
+
+@pytest.mark.parametrize("cascade", [0, 0.1, 0.4])
+def test_forced_columns(cascade):
+    """Broken if `cascade` is not the share of columns that are forced, on top of the tenth that are so by chance."""
+    for op in ("add", "sub"):
+        rows = generate(1500, 0, op=op, cascade=cascade)
+        tied = 0
+        for row in rows:
+            x, y = re.split("[+-]", row["question"])
+            tied += sum(int(a) + int(b) == 9 if op == "add" else a == b for a, b in zip(x, y))
+        assert tied / (6 * len(rows)) == pytest.approx(cascade + (1 - cascade) * 0.1, abs=0.015)  # 3 standard errors
+
+
+def test_every_sub_task_is_common_enough():
+    """Broken if US or UD is too rare at the defaults to score routing on it, or an operation or order dominates."""
+    rows = generate(2000, 0)
+    labels = Counter(label for row in rows for label in row["labels"][1:])
+    for op, names in dict(add="SA SS SC UC US", sub="MD ME MB UB UD").items():
+        share = [labels[name] / sum(labels[other] for other in names.split()) for name in names.split()]
+        assert min(share) > 0.05 and max(share) < 0.35
+        assert 0.45 < sum(row["ops"] == [op] for row in rows) / len(rows) < 0.55
+    smaller_first = [x < y for x, sign, y in map(operands, rows) if sign == "+"]
+    assert 0.4 < sum(smaller_first) / len(smaller_first) < 0.6
+
+
+def test_one_operation_only():
+    """Broken if `op` is ignored."""
+    assert {row["ops"][0] for row in generate(50, 0, op="add")} == {"add"}
+    assert {row["ops"][0] for row in generate(50, 0, op="sub")} == {"sub"}
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        (dict(n=0), "n=0 problems"),
+        (dict(split="exam"), "split 'exam' is none of train, val, test"),
+        (dict(digits=0), "digits=0"),
+        (dict(op="mul"), "op 'mul' is none of add, sub"),
+        (dict(cascade=0.41), r"cascade 0.41 must be within \[0, 0.4\]"),
+        (dict(cascade=-0.1), "cascade -0.1"),
+        (dict(n=200, digits=1), r"train has too few 1-digit problems: \d+ of n=200 found"),
+    ],
+)
+def test_generator_refuses(kwargs, message):
+    """Broken if an impossible wish ends in an endless loop or in rows that nobody asked for."""
+    with pytest.raises(ValueError, match=message):
+        generate(**dict(n=3, seed=0) | kwargs)
+
+
+def test_command_line(capsys):
+    """Broken if a printed label is not under its digit, or a bad flag ends in a traceback."""
+    arithmetic.main("--n 3 --seed 4 --split test --digits 5 --op sub --cascade 0.3".split())
+    blocks = capsys.readouterr().out.strip().split("\n\n")
+    expected = generate(3, 4, "test", 5, "sub", 0.3)
+    assert len(blocks) == 3
+    for block, row in zip(blocks, expected):
+        question, answer, digits, labels = block.split("\n")
+        assert question == "Question: " + row["question"] and answer == "Answer: #### " + row["final"]
+        under = {digits[i] + labels[i : i + 3].strip() + str(i // 3) for i in range(0, len(labels), 3)}
+        assert under == {d + label + str(i) for i, (d, label) in enumerate(zip(row["final"], row["labels"]))}
+    with pytest.raises(SystemExit) as stop:
+        arithmetic.main(["--cascade", "0.5"])
+    assert stop.value.code == 2 and "cascade 0.5 must be within" in capsys.readouterr().err
