@@ -267,7 +267,7 @@ def compare(runs):
 
     Runs that differ in nothing but their seed are one group. The reference is the group of the first sft run given;
     differences to it are paired by seed and problem. Accuracy and nats are those of the method's own way to answer:
-    codes on where it has any. ValueError if a run was evaluated on other problems (named), or if no sft run is given.
+    codes on where it has any. Runs without records get their means alone. ValueError if a run was evaluated on other problems (named), or if no sft run is given.
     """
     once = ("seed", "out", "resume", "baseline", "device", "save_every", "tiny", "method")  # not part of the setting
     problems = lambda name: [(r.get("question"), r["gold"]) for r in runs[name][2]]  # noqa: E731
@@ -300,7 +300,7 @@ def compare(runs):
             "strict_off": [s["arms"]["off"].get("strict") for s in summaries],
             "nats_on": [s["arms"].get("on", {}).get("nats") for s in summaries],
             "nats_off": [s["arms"]["off"]["nats"] for s in summaries],
-            "compute_seconds": [s["compute_seconds"] for s in summaries],
+            "compute_seconds": [s.get("compute_seconds") for s in summaries],
             "train_seconds": [s["train_seconds"] for s in summaries],
         }.items():
             if None not in values:
@@ -308,7 +308,7 @@ def compare(runs):
         seeds = sorted(group.keys() & groups[reference].keys())
         if not seeds:
             raise ValueError(f"no seed of {label}, {sorted(group)}, is one of {reference}, {sorted(groups[reference])}")
-        if label != reference:
+        if label != reference and runs[first][2]:
             tokens = np.array([r["tokens"] for r in runs[first][2]], float)
             a, b = (np.array(matrix(g, seeds, "nll")) / tokens for g in (label, reference))
             line["nats_minus_sft"] = bootstrap(a, b, tokens)
@@ -340,7 +340,7 @@ def compare_table(lines):
         cells = [line["label"], len(line["seeds"]), pair(line.get("strict"), 100), off,
                  interval(line.get("strict_minus_sft"), 100, ".1f"), ps, pair(line.get("nats_on"), 1, ".4f"),
                  pair(line["nats_off"], 1, ".4f"), interval(line.get("nats_minus_sft"), 1, ".4f"),
-                 ", ".join(map(str, line["steps"])), pair(line["compute_seconds"], 1, ".0f"),
+                 ", ".join(map(str, line["steps"])), pair(line.get("compute_seconds"), 1, ".0f"),
                  pair(line["train_seconds"], 1, ".0f")]
         out.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(out)

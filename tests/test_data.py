@@ -435,7 +435,7 @@ def test_the_other_tasks_load_by_name(tmp_path, monkeypatch):
     """Broken if `--data arithmetic` or `--data commonsenseqa` did not reach its generator or its published files."""
     rows = load_rows("arithmetic", "val", 5, seed=3)
     assert rows == arithmetic.generate(5, 3, "val") and len(load_rows("arithmetic", "val")) == 500
-    with pytest.raises(FileNotFoundError, match="commonsenseqa.train_rand_split.jsonl"):
+    with pytest.raises(FileNotFoundError, match=r"commonsenseqa.train_rand_split\.jsonl"):
         load_rows("commonsenseqa", "train")
     monkeypatch.setattr(tokens, "DATA_DIR", str(tmp_path))
     (tmp_path / "commonsenseqa").mkdir()

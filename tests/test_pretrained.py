@@ -197,6 +197,18 @@ def test_both_config_layouts(kind, tmp_path):
     assert (five.rope_theta, five.rope_scaling is None) == ((1e4, False) if kind == "llama3" else (1e6, True))
 
 
+@pytest.mark.parametrize("kind", ["llama", "qwen3"])
+def test_absent_fields_have_the_defaults_of_transformers(kind):
+    """Broken if a config.json that leaves a field out meant another model here."""
+    given = {"model_type": kind, "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 3,
+             "num_attention_heads": 6, "max_position_embeddings": 64, "num_key_value_heads": None}
+    ours = GPTConfig(**read_hf_config_text(json.dumps(given)))
+    theirs = transformers.AutoConfig.for_model(**given)
+    assert (ours.n_kv_head, ours.head_dim, ours.norm_eps, ours.tie_embeddings, ours.rope_theta, ours.rope_scaling) == (
+        theirs.num_key_value_heads, theirs.head_dim, theirs.rms_norm_eps, theirs.tie_word_embeddings,
+        theirs.rope_parameters["rope_theta"], None)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_shards_load_as_one_file_does(tied, tmp_path):
     """Broken if a tensor were read from the wrong shard, or buffers of an old checkpoint were taken for weights."""

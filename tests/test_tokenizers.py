@@ -236,6 +236,13 @@ def merges_that_only_the_list_keeps_apart(spec):
     spec["added_tokens"] = [{"content": "<|endoftext|>", "id": 259}]
 
 
+def merges_of_a_run(spec):
+    """=== is = + == for the library, which from the left makes == + = and stops; tiktoken would merge these two."""
+    vocab = {char: i for i, char in enumerate(byte_alphabet())} | {"==": 256, "===": 257}
+    spec["model"] |= {"vocab": vocab, "merges": [["=", "="], ["=", "=="]]}
+    spec["added_tokens"] = [{"content": "<|endoftext|>", "id": 258}]
+
+
 SPLIT = ("pre_tokenizer", "pretokenizers", 0)
 REFUSED = {
     "regex": (at(*SPLIT, "pattern", "Regex", value=r"\s+|\S+"), r"(?s)s\+.*only those of SmolLM2, Qwen3 and"),
@@ -274,6 +281,7 @@ REFUSED = {
     "number merge": (at("model", "merges", 0, value=7), "TypeError"),
     "unmade token": (unmade_token, "token 'zqxjk' does not come out of the merges"),
     "ambiguous merges": (merges_that_only_the_list_keeps_apart, "token '<=>' does not come out of the merges"),
+    "run": (merges_of_a_run, "token '===' does not come out of the merges"),
 }
 
 
