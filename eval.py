@@ -13,6 +13,7 @@ chunks of the same row, which keeps their frequencies. An arm that changes nothi
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -151,20 +152,27 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
 
 
 # ----------------------------------------------------------------------------------------------------------------------
-# Statistics over problems.
+# Statistics over problems and seeds.
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # t at 97.5 %, 1 to 10 degrees
 
 
 def bootstrap(a, b, weights=None, n=10_000, seed=0):
     """
     mean(a) - mean(b) (weighted) and its 95 % interval -> (diff, low, high). a, b: (problems,), paired by problem, or
-    (seeds, problems), paired by both; then seeds are drawn anew as well, so that the interval holds their spread.
+    (seeds, problems), paired by both. The interval is a bootstrap over problems. With several seeds it is widened, in
+    squares, by Student's interval for the mean over seeds: a bootstrap of 5 seeds would miss one time in six.
     """
     d = np.atleast_2d(np.asarray(a, float) - np.asarray(b, float))
     w = np.ones(d.shape[1]) if weights is None else np.asarray(weights, float)
-    rng, (S, P) = np.random.default_rng(seed), d.shape
-    problems, seeds = rng.multinomial(P, np.full(P, 1 / P), size=n), rng.multinomial(S, np.full(S, 1 / S), size=n) / S
-    diffs = (problems @ (w * d).T * seeds).sum(1) / (problems @ w)
-    return tuple(map(float, ((w * d).mean(0).sum() / w.sum(), *np.quantile(diffs, [0.025, 0.975]))))
+    runs, P = d @ w / w.sum(), d.shape[1]  # (seeds,): each run's own difference
+    pick = np.random.default_rng(seed).multinomial(P, np.full(P, 1 / P), size=n)  # (n, problems)
+    diff, around = runs.mean(), np.quantile(pick @ (w * d.mean(0)) / (pick @ w), [0.025, 0.975]) - runs.mean()
+    if len(runs) > 1:
+        df = len(runs) - 1
+        t = STUDENT[df - 1] if df <= len(STUDENT) else 1.96 + 2.5 / df
+        around = np.copysign(np.hypot(around, t * runs.std(ddof=1) / math.sqrt(len(runs))), [-1, 1])
+    return tuple(map(float, (diff, *(diff + around))))
 
 
 def mcnemar(a, b):
@@ -258,33 +266,44 @@ def finished_run(folder):
     missing = [f.name for f in files if not f.exists()]
     if missing:
         raise ValueError(f"{folder}: no finished and evaluated run of train.py, {', '.join(missing)} not found")
-    return (*(json.loads(f.read_text()) for f in files[:2]), [json.loads(line) for line in open(files[2])])
+    try:
+        config, summary, records = (json.loads(files[0].read_text()), json.loads(files[1].read_text()),
+                                    [json.loads(line) for line in files[2].read_text().splitlines()])
+        _ = config["method"], config["seed"], summary["steps"], summary["train_seconds"], summary["arms"]["off"]["nats"]
+        _ = [(r["gold"], r["tokens"], r["off"]["nll"]) for r in records]
+    except (ValueError, KeyError, TypeError) as e:
+        names = ", ".join(f.name for f in files)
+        raise ValueError(f"{folder}: {names} are not as train.py writes them: {e!r}") from e
+    return config, summary, records
 
 
-def compare(runs):
+def compare(runs, reference=None):
     """
     Runs of several methods and seeds, {name: (config, summary, records)} -> a list of dicts, one for each group.
 
-    Runs that differ in nothing but their seed are one group. The reference is the group of the first sft run given;
-    differences to it are paired by seed and problem. Accuracy and nats are those of the method's own way to answer:
-    codes on where it has any. Runs without records get their means alone. ValueError if a run was evaluated on other problems (named), or if no sft run is given.
+    Runs that differ in nothing but their seed are one group. Differences are to the group of the run `reference` (its
+    name), by default of the first sft run given, paired by seed and problem. Accuracy and nats are those with the codes
+    on where a method has any. Runs without records get their means alone. ValueError names a run that was evaluated on
+    other problems.
     """
     once = ("seed", "out", "resume", "baseline", "device", "save_every", "tiny", "method")  # not part of the setting
-    problems = lambda name: [(r.get("question"), r["gold"]) for r in runs[name][2]]  # noqa: E731
+    problems = lambda name: [(r.get("question"), r["gold"], r["tokens"]) for r in runs[name][2]]  # noqa: E731
+    reference = reference or next((name for name, (config, _, _) in runs.items() if config["method"] == "sft"), None)
+    if reference not in runs:
+        raise ValueError(f"--compare needs the run that the others are compared with: one of --method sft, or "
+                         f"--reference RUN among the runs given; got {reference}")
     first = next(iter(runs))
-    groups = {}  # label -> {seed: (summary, records)}
+    groups, labels = {}, {}  # label -> {seed: (summary, records)}; name -> label
     for name, (config, summary, records) in runs.items():
         if problems(name) != problems(first):
-            raise ValueError(f"{name} was evaluated on other problems than {first}")
+            raise ValueError(f"{name} was evaluated on other problems than {first}, or in other tokens")
         same = [c for c, _, _ in runs.values() if c["method"] == config["method"]]
         label = ", ".join([config["method"], *(f"{k} {v}" for k, v in config.items()  # only what sets its runs apart
                                                if k not in once and any(c.get(k) != v for c in same))])
         if config["seed"] in groups.setdefault(label, {}):
             raise ValueError(f"{name}: a second run of {label} with seed {config['seed']}")
-        groups[label][config["seed"]] = summary, records
-    reference = next((label for label in groups if label.split(",")[0] == "sft"), None)
-    if reference is None:
-        raise ValueError("--compare needs a run of --method sft to compare with")
+        groups[label][config["seed"]], labels[name] = (summary, records), label
+    reference = labels[reference]
 
     def matrix(label, seeds, key):
         """(seeds, problems)"""
@@ -294,7 +313,8 @@ def compare(runs):
     for label, group in groups.items():
         summaries = [summary for summary, _ in group.values()]
         arm = "on" if "on" in summaries[0]["arms"] else "off"
-        line = {"label": label, "seeds": sorted(group), "steps": sorted({s["steps"] for s in summaries})}
+        line = {"label": label, "reference": label == reference, "seeds": sorted(group),
+                "steps": sorted({s["steps"] for s in summaries})}
         for key, values in {
             "strict": [s["arms"][arm].get("strict") for s in summaries],
             "strict_off": [s["arms"]["off"].get("strict") for s in summaries],
@@ -308,13 +328,14 @@ def compare(runs):
         seeds = sorted(group.keys() & groups[reference].keys())
         if not seeds:
             raise ValueError(f"no seed of {label}, {sorted(group)}, is one of {reference}, {sorted(groups[reference])}")
+        line["paired_seeds"] = seeds
         if label != reference and runs[first][2]:
             tokens = np.array([r["tokens"] for r in runs[first][2]], float)
             a, b = (np.array(matrix(g, seeds, "nll")) / tokens for g in (label, reference))
-            line["nats_minus_sft"] = bootstrap(a, b, tokens)
+            line["nats_minus_reference"] = bootstrap(a, b, tokens)
             a, b = (matrix(g, seeds, "strict") for g in (label, reference))
             if None not in a[0] + b[0]:
-                line["strict_minus_sft"] = bootstrap(a, b)
+                line["strict_minus_reference"] = bootstrap(a, b)
                 line["mcnemar_p"] = [mcnemar(x, y) for x, y in zip(a, b)]
         lines.append(line)
     return lines
@@ -331,15 +352,19 @@ def compare_table(lines):
     def interval(x, scale, form):
         return "" if x is None else "{:+{f}} [{:+{f}}, {:+{f}}]".format(*(scale * v for v in x), f=form)
 
-    out = ["| run | seeds | accuracy % | codes off | minus sft, points [95 %] | McNemar p | nats on | nats off "
-           "| minus sft, nats [95 %] | steps | compute s | wall s |", "|---" * 12 + "|"]
+    to = next(line["label"] for line in lines if line["reference"])
+    out = [f"| run | seeds | accuracy % | codes off | minus {to}, points [95 %] | McNemar p | nats on | nats off "
+           f"| minus {to}, nats [95 %] | steps | compute s | wall s |", "|---" * 12 + "|"]
     for line in lines:
         p = sorted(line.get("mcnemar_p", []))
         ps = "" if not p else f"{np.median(p):.2g}" + (f" ({p[0]:.2g} - {p[-1]:.2g})" if len(p) > 1 else "")
         off = pair(line.get("strict_off"), 100) if "nats_on" in line else ""
-        cells = [line["label"], len(line["seeds"]), pair(line.get("strict"), 100), off,
-                 interval(line.get("strict_minus_sft"), 100, ".1f"), ps, pair(line.get("nats_on"), 1, ".4f"),
-                 pair(line["nats_off"], 1, ".4f"), interval(line.get("nats_minus_sft"), 1, ".4f"),
+        seeds = f"{len(line['seeds'])}"
+        if line["paired_seeds"] != line["seeds"]:
+            seeds += f" ({len(line['paired_seeds'])} paired)"
+        cells = [line["label"], seeds, pair(line.get("strict"), 100), off,
+                 interval(line.get("strict_minus_reference"), 100, ".1f"), ps, pair(line.get("nats_on"), 1, ".4f"),
+                 pair(line["nats_off"], 1, ".4f"), interval(line.get("nats_minus_reference"), 1, ".4f"),
                  ", ".join(map(str, line["steps"])), pair(line.get("compute_seconds"), 1, ".0f"),
                  pair(line["train_seconds"], 1, ".0f")]
         out.append("| " + " | ".join(map(str, cells)) + " |")
@@ -356,6 +381,14 @@ def write(path, save):
         tmp.unlink(missing_ok=True)
 
 
+def precision(dtype, device):
+    """The context in which a model runs for --dtype auto, float32 or bfloat16 on a device: autocast, or nothing."""
+    bf16 = dtype == "bfloat16"
+    if dtype == "auto":
+        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.autocast(device, torch.bfloat16) if bf16 else contextlib.nullcontext()
+
+
 def load_run(path):
     """A run's folder (or its ckpt.pt) -> (model, encoding, tokens that end every prompt, the settings of the run)."""
     path = Path(path)
@@ -370,6 +403,8 @@ def main(argv=None):
                                      allow_abbrev=False)
     parser.add_argument("run", nargs="+", help="folder made by train.py, or its ckpt.pt; several with --compare")
     parser.add_argument("--compare", action="store_true", help="one table of finished runs, also as .md and .json")
+    parser.add_argument("--reference", metavar="RUN", help="with --compare: the run whose setting the others are "
+                                                           "compared with (default: the first of --method sft)")
     parser.add_argument("--data", help="as in train.py (default: what the run was trained on)")
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split")
@@ -386,7 +421,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         if args.compare:
-            lines = compare({folder: finished_run(folder) for folder in args.run})
+            lines = compare({folder: finished_run(folder) for folder in args.run}, args.reference)
             out = Path(args.out or "runs/compare")
             if not out.parent.is_dir():
                 raise ValueError(f"--out must be a file NAME in an existing folder, got {out}")
@@ -408,8 +443,9 @@ def main(argv=None):
         model, enc, suffix, settings = load_run(args.run)
         data = args.data or settings["data"]
         rows = load_rows(data, args.split, args.rows or None)
-        summary, records = evaluate(model.to(args.device), enc, rows, args.arms, args.generate, args.max_new_tokens,
-                                    args.batch_size, args.seed, suffix)
+        with precision(settings["dtype"], args.device):  # as train.py evaluated it
+            summary, records = evaluate(model.to(args.device), enc, rows, args.arms, args.generate,
+                                        args.max_new_tokens, args.batch_size, args.seed, suffix)
         out = Path(args.out or folder / f"eval-{Path(data).name}-{args.split}.jsonl")
         write(out, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records)))
         write(out.with_suffix(".json"), lambda p: p.write_text(json.dumps(summary, indent=1)))

@@ -35,10 +35,10 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from data.baselines import N_PAUSE, VQ_CODES, assort, solution_chunks, vqvae_codes
+from data.baselines import N_PAUSE, VQ_CHUNK, VQ_CODES, assort, solution_chunks, vqvae_codes
 from data.tokens import collate, encode_rows, load_encoding, load_rows
 from dlr import GPT, GPTConfig, load_checkpoint
-from eval import ARMS, bootstrap, evaluate, grade, table, write
+from eval import ARMS, bootstrap, evaluate, grade, precision, table, write
 
 BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
 CODED = ("dlr", "static", "frozen", "random_router")  # the methods that route and steer
@@ -191,10 +191,8 @@ def train(cfg):
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         if not dist.is_initialized():
             dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(hours=2))
-    bf16 = cfg.dtype == "bfloat16"
-    if cfg.dtype == "auto":
-        bf16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    autocast = functools.partial(torch.autocast, device, torch.bfloat16) if bf16 else contextlib.nullcontext
+    autocast = functools.partial(precision, cfg.dtype, device)
+    bf16 = not isinstance(autocast(), contextlib.nullcontext)
     say = tqdm.write if rank == 0 else lambda *_: None
     say(f"device: {device} ({why}), {'bfloat16 autocast' if bf16 else 'float32'}"
         + (f", {world} processes" if world > 1 else f", {torch.get_num_threads()} threads" if device == "cpu" else ""))
@@ -217,10 +215,18 @@ def train(cfg):
         left_out = len(rows) - 2 * len(items)
         if not items:
             raise ValueError(f"no two of the {len(rows)} rows fit --block_size {cfg.block_size} together")
+    step, seconds, busy, said = 0, 0.0, 0.0, None  # busy: processor seconds; on a GPU the seconds that it was held
     if cfg.method == "tokenassorted":
         first_new, answers = model.add_tokens(2 + VQ_CODES), [ids[n_prompt:] for ids, n_prompt in items]
-        said = [codes[: solution_chunks(enc, ids)]
-                for codes, ids in zip(vqvae_codes(model.embed_tokens.weight[:first_new], answers), answers)]
+        counts = [solution_chunks(enc, ids) for ids in answers]
+        if not any(counts):
+            raise ValueError(f"--method tokenassorted: no answer of {cfg.data} has {VQ_CHUNK} tokens before its ####")
+        if not (cfg.resume and (out / "ckpt.pt").exists()):
+            say(f"VQ-VAE on {sum(counts)} chunks of {VQ_CHUNK} answer tokens")
+            start, start_busy = time.time(), time.process_time()
+            codes = vqvae_codes(model.embed_tokens.weight[:first_new], answers)
+            said = [row[:n] for row, n in zip(codes, counts)]
+            seconds, busy = time.time() - start, time.process_time() - start_busy
     steps = math.ceil(cfg.epochs * len(items) / cfg.batch_size)
     say(f"{cfg.method} on {cfg.data}: {len(items)} rows ({left_out} longer than {model.config.block_size} tokens left "
         f"out), {steps} steps of {cfg.batch_size} rows, {sum(p.numel() for p in model.parameters()):,} parameters")
@@ -241,7 +247,7 @@ def train(cfg):
     is_code = lambda name: name.startswith(("codebook.", "router."))  # noqa: E731
     for name, p in model.named_parameters():
         p.requires_grad_(cfg.method in CODED if is_code(name) else cfg.method != "frozen")
-    if cfg.method in FIXED:
+    if cfg.method in FIXED or cfg.n_codes == 1:  # nothing to learn in routing to one code
         model.router.weight.requires_grad_(False)
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     codes = [p for name, p in named if is_code(name)]
@@ -254,7 +260,6 @@ def train(cfg):
     # Resume, or begin.
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # each process draws its own rollouts
-    step, seconds, busy = 0, 0.0, 0.0  # busy: processor seconds; on a GPU the seconds that it was held
     usage = torch.zeros(cfg.n_codes)  # running count of each code among the router's choices
     if cfg.resume and (out / "ckpt.pt").exists():
         saved = load_checkpoint(out / "ckpt.pt")
@@ -265,7 +270,8 @@ def train(cfg):
         torch.set_rng_state(saved["rng"][rank][0])
         if device == "cuda" and saved["rng"][rank][1] is not None:  # None: it was saved on a CPU
             torch.cuda.set_rng_state(saved["rng"][rank][1])
-        step, seconds, busy, usage = saved["step"], saved["seconds"], saved["busy"], saved["usage"]
+        step, seconds, busy = saved["step"], saved["seconds"], saved["busy"]
+        usage, said = saved["usage"], saved["said"]
         say(f"resumed {out} at step {step}")
     if rank == 0 and not cfg.resume:
         if (out / "config.json").exists():
@@ -284,7 +290,7 @@ def train(cfg):
             dist.all_gather_object(rng, own)
         state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "tokenizer": enc.name,
                  "suffix": suffix, "train": dataclasses.asdict(cfg), "optimizer": optimizer.state_dict(), "rng": rng,
-                 "usage": usage, "seconds": seconds, "busy": busy,
+                 "usage": usage, "said": said, "seconds": seconds, "busy": busy,
                  "step": step}  # the data position too: example() follows from seed and step
         if rank == 0:
             write(out / "ckpt.pt", lambda p: torch.save(state, p))
@@ -348,7 +354,7 @@ def train(cfg):
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.time() - start
-        busy += world * (time.time() - start if device == "cuda" else time.process_time() - start_busy)
+        busy += world * (time.process_time() - start_busy if device == "cpu" else time.time() - start)
 
         # log, show, save
         if cfg.method in CODED:
@@ -424,7 +430,8 @@ def main(argv=None):
 
 if __name__ == "__main__":
     main()
-    if dist.is_initialized():  # DDP keeps gloo's threads; one still at work while Python shuts down would abort it
+    # DDP keeps gloo's threads; one still at work while Python shuts down would abort the process.
+    if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
         sys.stdout.flush()
         os._exit(0)

@@ -60,7 +60,7 @@ def vqvae_codes(embedding, answers, steps=500, batch_size=256, lr=1e-3):
 def solution_chunks(enc, answer):
     """How many full chunks of `answer` (token ids) may be replaced: those before its "####", which stays readable."""
     n = len(answer) // VQ_CHUNK
-    while n and "####" not in enc.decode([t for t in answer[n * VQ_CHUNK :] if t < enc.n_vocab]):
+    while n and "####" not in enc.decode(answer[n * VQ_CHUNK :]):
         n -= 1
     return n
 

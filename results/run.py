@@ -13,16 +13,19 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 
 HERE = Path(__file__).resolve().parent
+LOCK = Lock()
 sys.path.insert(0, str(HERE.parent))
 from eval import compare, compare_table, finished_run  # noqa: E402
 
 # Learning rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
 LR = "--rows 1000 --eval_split val --eval_rows 400 --no-generate"
 WORDS = "--rows 1000 --eval_split test --eval_rows 500"
-GSM8K = ("--data gsm8k --init_from data/smollm2 --rows 240 --epochs 1 --batch_size 4 --dtype bfloat16 --no-generate "
-         "--eval_rows 100")
+GSM8K_VAL = ("--data gsm8k --init_from data/smollm2 --rows 240 --epochs 1 --batch_size 4 --no-generate "
+             "--eval_split val --eval_rows 100")
+GSM8K_GPU = "--data gsm8k --init_from data/smollm2 --block_size 1024 --lr 1e-4 --eval_split test"
 DLR_GSM8K = "--chunk 1 --code_lr 6e-2 --router_std 0.05 --n_rollouts 2"
 METHODS = {
     "sft": "--method sft",
@@ -55,14 +58,25 @@ EXPERIMENTS = {
     # as 3 epochs cost DLR (2.4 times the compute).
     "compare": ((0, 1, 2, 3, 4), {name: f"{WORDS} {flags}" for name, flags in METHODS.items()}
                 | {"sft, matched compute": f"{WORDS} --method sft --epochs 7.2"}),
-    "gsm8k": ((0,), {f"{name}, {rate}": f"{GSM8K} --eval_split val --lr {rate} {flags}" for name, rate, flags in (
+    "gsm8k": ((0,), {f"{name}, {rate}": f"{GSM8K_VAL} --dtype bfloat16 --lr {rate} {flags}" for name, rate, flags in (
         ("sft", "1e-4", "--method sft"),
-        ("sft", "3e-4", "--method sft"),
         ("dlr", "1e-4", DLR_GSM8K),
+        ("sft", "3e-4", "--method sft"),
         ("static", "1e-4", "--method static --code_lr 6e-2"),
         ("sft", "1e-5", "--method sft"),
         ("dlr", "1e-5", DLR_GSM8K),
         ("static", "1e-5", "--method static --code_lr 6e-2"))}),
+    "gsm8k_float32": ((0,), {  # measured before problems were kept
+        "SFT, lr 1e-5": f"{GSM8K_VAL} --method sft --lr 1e-5",
+        "DLR advantage K=1, lr 1e-5": f"{GSM8K_VAL} --lr 1e-5 {DLR_GSM8K}",
+        "SFT, lr 1e-4": f"{GSM8K_VAL} --method sft --lr 1e-4"}),
+    # How the codes' worth depends on how fast the LM learns; not at all: the frozen runs of "compare".
+    "rate": ((0, 1, 2), {f"{name}, {rate}": f"{WORDS} --lr {rate} {METHODS[name]}"
+                         for rate in ("1e-4", "3e-4") for name in ("sft", "dlr", "static")}),
+    # For a GPU (not run yet): every method on all of GSM8K, and fewer rows.
+    "gsm8k_gpu": ((0, 1, 2), {name: f"{GSM8K_GPU} {flags}" for name, flags in METHODS.items()}),
+    "gsm8k_rows": ((0, 1, 2), {f"{name}, {rows} rows": f"{GSM8K_GPU} --rows {rows} {METHODS[name]}"
+                               for rows in (128, 512, 2048) for name in ("sft", "dlr", "static")}),
 }
 
 
@@ -75,8 +89,7 @@ def run(name, label, flags, seed):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
     if done.returncode:
-        print(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}", file=sys.stderr)
-        return
+        raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     config, summary, records = finished_run(out)
     config["out"] = str(out.relative_to(HERE.parent))
     problems = {"gold": [r["gold"] for r in records], "tokens": [r["tokens"] for r in records]}
@@ -85,9 +98,9 @@ def run(name, label, flags, seed):
         if config["generate"]:
             problems[arm]["strict"] = "".join(str(int(r[arm]["strict"])) for r in records)
     line = {"label": label, "seed": seed, "flags": flags, "config": config, "summary": summary, "problems": problems}
-    with open(HERE / f"{name}.jsonl", "a") as f:
+    with LOCK, open(HERE / f"{name}.jsonl", "a") as f:
         f.write(json.dumps(line) + "\n")
-    (out / "ckpt.pt").unlink()  # a large model's runs would fill the disk
+    (out / "ckpt.pt").unlink(missing_ok=True)  # a large model's runs would fill the disk
     print(f"{label}, seed {seed}: done in {summary['train_seconds']:.0f} s", flush=True)
 
 
@@ -98,8 +111,8 @@ def load(name):
 
 def table(name):
     """What `python eval.py --compare` prints of the runs' folders, from the lines that are kept here."""
-    runs = {}
-    for line in load(name):
+    runs, order = {}, list(EXPERIMENTS[name][1])
+    for line in sorted(load(name), key=lambda line: (order.index(line["label"]), line["seed"])):
         problems, arms = line.get("problems", {"gold": [], "tokens": []}), line["summary"]["arms"]
         records = [{"gold": gold, "tokens": tokens} for gold, tokens in zip(problems["gold"], problems["tokens"])]
         for i, record in enumerate(records):

@@ -2,6 +2,9 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import eval as evaluation
 from data.tokens import PROMPT, collate, encode, encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, GPTConfig
 
+ROOT = Path(__file__).parents[1]
 ENC = load_encoding("wordproblems")
 
 
@@ -187,15 +191,21 @@ def test_bootstrap_matches_the_normal_approximation():
 
 
 def test_bootstrap_over_seeds_holds_their_spread():
-    """Broken if the interval over several seeds ignored that training runs differ."""
+    """Broken if the interval over several seeds ignored that training runs differ, or were too narrow for so few."""
     rng = np.random.default_rng(2)
     noise = rng.normal(size=(4, 400))
     shifts = np.array([-1.0, -0.5, 0.5, 1.0])[:, None]  # every problem of a run is shifted alike: pure seed variance
     still = evaluation.bootstrap(noise, np.zeros_like(noise))
     moved = evaluation.bootstrap(noise + shifts, np.zeros_like(noise))
     assert still[0] == pytest.approx(noise.mean()) and moved[0] == pytest.approx(noise.mean())
-    # the mean of 4 draws of the shifts has a standard deviation of sqrt(.625 / 4) = .395
-    assert moved[2] - moved[1] == pytest.approx(2 * 1.96 * 0.395, rel=0.1) and still[2] - still[1] < 0.2
+    # the shifts' sample variance is 5/6, t at 97.5 % with 3 degrees of freedom 3.182: half 3.182 * sqrt(5 / 24) = 1.452
+    assert moved[2] - moved[1] == pytest.approx(2 * 1.452, rel=0.1) and still[2] - still[1] < 0.25
+    covered = 0
+    for _ in range(200):  # 5 seeds of standard deviation 1 around a true difference of 0
+        runs = rng.normal(size=(5, 1)) + rng.normal(size=(5, 50))
+        _, low, high = evaluation.bootstrap(runs, np.zeros_like(runs), n=300)
+        covered += low <= 0 <= high
+    assert 0.91 <= covered / 200 <= 0.99
 
 
 @pytest.mark.parametrize("helped, hurt, p", [
@@ -222,7 +232,7 @@ def test_compare_by_hand():
     """Broken if the table's means, spreads, pairing or reference were wrong."""
     runs = {"d0": finished("dlr", 0, [1, 1, 1, 0], [1, 1, 1, 3], chunk=1),
             "s0": finished("sft", 0, [1, 0, 0, 0], [2, 2, 2, 6]),
-            "s1": finished("sft", 1, [1, 1, 0, 0], [4, 2, 2, 6]),
+            "s1": finished("sft", 1, [0, 0, 0, 0], [4, 2, 2, 6]),
             "d1": finished("dlr", 1, [1, 1, 1, 1], [1, 1, 1, 3], chunk=1),
             "e0": finished("dlr", 0, [0, 0, 0, 0], [1, 1, 1, 3], chunk=4),
             "t0": finished("sft", 0, [1, 1, 1, 1], [0, 0, 0, 0], lr=0.2)}
@@ -233,14 +243,20 @@ def test_compare_by_hand():
     assert dlr["strict"] == pytest.approx((0.875, math.sqrt(0.03125))) and dlr["strict_off"] == (0.0, 0.0)
     assert dlr["nats_on"] == pytest.approx((0.1, 0.0)) and dlr["nats_off"] == pytest.approx((0.6, 0.0))
     assert sft["nats_off"][0] == pytest.approx((12 + 14) / 2 / 60) and "nats_on" not in sft
-    assert sft["compute_seconds"] == pytest.approx((50.5, math.sqrt(0.5))) and "nats_minus_sft" not in sft
-    assert dlr["strict_minus_sft"][0] == pytest.approx(0.875 - 0.375)
-    assert dlr["nats_minus_sft"][0] == pytest.approx(6 / 60 - 13 / 60)
-    assert dlr["mcnemar_p"] == pytest.approx([0.5, 0.5])  # two helped, none hurt, in either seed
+    assert sft["compute_seconds"] == pytest.approx((50.5, math.sqrt(0.5))) and "nats_minus_reference" not in sft
+    assert sft["train_seconds"] == (60.0, 0.0) and [line["reference"] for line in lines.values()] == [0, 1, 0, 0]
+    assert dlr["strict_minus_reference"][0] == pytest.approx(0.75)  # .75 - .25 and 1 - 0
+    assert dlr["nats_minus_reference"][0] == pytest.approx(6 / 60 - 13 / 60)
+    assert dlr["mcnemar_p"] == pytest.approx([0.5, 0.125])  # two and four helped, none hurt
     assert lines["dlr, chunk 4"]["mcnemar_p"] == [1.0] and lines["dlr, chunk 4"]["strict"] == (0.0, None)
     text = evaluation.compare_table(evaluation.compare(runs)).splitlines()
-    assert len(text) == 6 and text[2].startswith("| dlr, chunk 1 | 2 | 87.5 ± 17.7 | 0.0 ± 0.0 | +50.0 [")
-    assert "0.5 (0.5 - 0.5)" in text[2] and all(line.count("|") == 13 for line in text)
+    assert len(text) == 6 and text[2].startswith("| dlr, chunk 1 | 2 | 87.5 ± 17.7 | 0.0 ± 0.0 | +75.0 [")
+    assert "| 0.31 (0.12 - 0.5) | 0.1000 ± 0.0000 | 0.6000 ± 0.0000 | -0.1167 [" in text[2]
+    assert text[2].endswith("| 7 | 50 ± 1 | 60 ± 0 |") and all(line.count("|") == 13 for line in text)
+    assert "minus sft, lr 0.1, nats" in text[0] and "| 100.0 |" in text[5] and "| sft, lr 0.2 | 1 |" in text[5]
+    other = {line["label"]: line for line in evaluation.compare(runs, "e0")}
+    assert other["dlr, chunk 1"]["strict_minus_reference"][0] == 0.75 and other["dlr, chunk 1"]["paired_seeds"] == [0]
+    assert "| dlr, chunk 1 | 2 (1 paired) |" in evaluation.compare_table(evaluation.compare(runs, "e0"))
 
 
 def test_compare_refuses_what_cannot_be_compared():
@@ -248,10 +264,50 @@ def test_compare_refuses_what_cannot_be_compared():
     sft, dlr = finished("sft", 0, [1, 0, 0, 0], [2, 2, 2, 6]), finished("dlr", 1, [1, 0, 0, 0], [2, 2, 2, 6])
     other = finished("dlr", 0, [1, 0, 0, 0], [2, 2, 2, 6])
     other[2][0]["question"] = "another"
+    longer = finished("dlr", 0, [1, 0, 0, 0], [2, 2, 2, 6])
+    longer[2][0]["tokens"] = 20
     for runs, words in [({"a": sft, "b": other}, "b was evaluated on other problems than a"), ({"b": dlr}, "sft"),
-                        ({"a": sft, "b": dlr}, "no seed of dlr"), ({"a": sft, "b": sft}, "a second run")]:
+                        ({"a": sft, "b": longer}, "in other tokens"), ({"a": sft, "b": dlr}, "no seed of dlr"),
+                        ({"a": sft, "b": sft}, "a second run")]:
         with pytest.raises(ValueError, match=words):
             evaluation.compare(runs)
+    with pytest.raises(ValueError, match="--reference RUN among the runs given; got c"):
+        evaluation.compare({"a": sft}, "c")
+
+
+def test_compare_from_the_command_line(tmp_path, capsys):
+    """Broken if finished runs could not be compared from their folders, or a broken folder were no clear error."""
+    for name, run in {"s": finished("sft", 0, [1, 0, 0, 0], [2, 2, 2, 6]),
+                      "d": finished("dlr", 0, [1, 1, 0, 0], [1, 2, 2, 6])}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(run[0]))
+        (tmp_path / name / "summary.json").write_text(json.dumps(run[1]))
+        (tmp_path / name / "answers.jsonl").write_text("".join(json.dumps(r) + "\n" for r in run[2]))
+    folders = [str(tmp_path / "s"), str(tmp_path / "d")]
+    evaluation.main(["--compare", *folders, "--out", str(tmp_path / "table")])
+    text = capsys.readouterr().out
+    assert "| dlr | 1 | 50.0 |" in text and (tmp_path / "table.md").read_text() == text
+    assert [line["label"] for line in json.loads((tmp_path / "table.json").read_text())] == ["sft", "dlr"]
+    for file, content in [("config.json", "{}"), ("config.json", "[]"), ("summary.json", '{"arms": {}}'),
+                          ("answers.jsonl", "{no"), ("summary.json", None)]:
+        good = (tmp_path / "d" / file).read_text()
+        (tmp_path / "d" / file).write_text(content) if content else (tmp_path / "d" / file).unlink()
+        with pytest.raises(SystemExit) as stop:
+            evaluation.main(["--compare", *folders, "--out", str(tmp_path / "other")])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and str(tmp_path / "d") in error and file in error, error
+        assert not (tmp_path / "other.md").exists()
+        (tmp_path / "d" / file).write_text(good)
+
+
+def test_kept_results_render():
+    """Broken if a file of raw results in the repository could no longer be made into the README's table."""
+    names = [path.stem for path in (ROOT / "results").glob("*.jsonl")]
+    assert names
+    for name in names:
+        run = [sys.executable, str(ROOT / "results" / "run.py"), name, "--table"]
+        text = subprocess.run(run, check=True, capture_output=True, text=True).stdout
+        assert text.startswith("| run | seeds |") and len(text.splitlines()) > 3, name
 
 
 def test_an_arm_that_changes_nothing_is_said_to():
@@ -286,7 +342,7 @@ def test_command_line(tmp_path, capsys):
     run.mkdir()
     model = make()
     torch.save({"config": vars(model.config), "model": model.state_dict(), "tokenizer": "wordproblems",
-                "train": {"data": "wordproblems", "method": "dlr"}}, run / "ckpt.pt")
+                "train": {"data": "wordproblems", "method": "dlr", "dtype": "auto"}}, run / "ckpt.pt")
     evaluation.main([str(run), "--rows", "5", "--max_new_tokens", "8", "--device", "cpu"])
     lines = (run / "eval-wordproblems-test.jsonl").read_text().splitlines()
     assert len(lines) == 5 and json.loads(lines[0])["off"]["strict"] in (True, False)

@@ -45,6 +45,7 @@ def test_a_control_cannot_be_given_other_settings(tmp_path, capsys):
     for flags, words in [(["--method", "static", "--n_codes", "8"], "--n_codes 1"),
                          (["--method", "random_router", "--n_rollouts", "4"], "--n_rollouts 0"),
                          (["--select", "likelihood", "--n_rollouts", "0"], "--n_rollouts"),
+                         (["--method", "tokenassorted", "--data", "arithmetic"], "no answer of arithmetic has 16"),
                          (["--method", "nothing"], "nothing"), (["--dtype", "int8"], "int8")]:
         with pytest.raises(SystemExit) as stop:
             train.main([*SMALL, *flags, "--out", str(tmp_path / "run")])

@@ -114,10 +114,10 @@ def test_micro_batches_add_up_to_the_batch(tmp_path):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["sft", "dlr"])
+@pytest.mark.parametrize("method", ["sft", "dlr", "frozen --n_codes 1 --n_rollouts 0", "tokenassorted"])
 def test_two_processes_train_like_one(tmp_path, method):
     """Broken if torchrun DDP gave other losses than one process with the same batch (deterministic rollouts)."""
-    flags = [*SMALL, "--method", method, "--temperature", "0", "--alpha_policy", "0", "--alpha_reg", "0"]
+    flags = [*SMALL, "--temperature", "0", "--alpha_policy", "0", "--alpha_reg", "0", "--method", *method.split()]
     train.main([*flags, "--out", str(tmp_path / "one")])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     done = subprocess.run([*torchrun, str(ROOT / "train.py"), *flags, "--out", str(tmp_path / "two")], timeout=200,
@@ -127,7 +127,7 @@ def test_two_processes_train_like_one(tmp_path, method):
     assert len(one) == len(two) == 6
     for x, y in zip(one, two):
         assert x["loss"] == pytest.approx(y["loss"], rel=1e-3)
-        assert x["grad_norm"] == pytest.approx(y["grad_norm"], rel=0.02)
+        assert x.get("grad_norm") == pytest.approx(y.get("grad_norm"), rel=0.02)
     a, b = (load_checkpoint(tmp_path / name / "ckpt.pt")["model"] for name in ("one", "two"))
     for name in a:
         torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3, msg=name)
