@@ -109,7 +109,7 @@ def load(name):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def table(name):
+def table(name, reference=None):
     """What `python eval.py --compare` prints of the runs' folders, from the lines that are kept here."""
     runs, order = {}, list(EXPERIMENTS[name][1])
     for line in sorted(load(name), key=lambda line: (order.index(line["label"]), line["seed"])):
@@ -121,7 +121,7 @@ def table(name):
                 if "strict" in problems[arm]:
                     record[arm]["strict"] = problems[arm]["strict"][i] == "1"
         runs[f"{line['label']}, seed {line['seed']}"] = line["config"], line["summary"], records
-    print(compare_table(compare(runs)))
+    print(compare_table(compare(runs, reference)))
 
 
 if __name__ == "__main__":
@@ -129,9 +129,10 @@ if __name__ == "__main__":
     parser.add_argument("name", choices=EXPERIMENTS)
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
+    parser.add_argument("--reference", help='run to compare with, "LABEL, seed N" (default: the first sft run)')
     args = parser.parse_args()
     if args.table:
-        table(args.name)
+        table(args.name, args.reference)
         sys.exit()
     seeds, settings = EXPERIMENTS[args.name]
     finished = {(r["label"], r["seed"]) for r in load(args.name)}
