@@ -5,7 +5,7 @@ finished runs of several methods and seeds.
     python eval.py runs/NAME                       # the test split the run was made for
     python eval.py runs/NAME --split test_numbers --rows 200
     python eval.py runs/NAME --no-generate         # held-out likelihood only (fast, for large models on a CPU)
-    python eval.py --compare runs/sft-* runs/dlr-* # one table against the first sft run's settings, over all seeds
+    python eval.py --compare runs/my/*       # one table of several methods and seeds, against the first sft run
 
 The arms. "on": the router's argmax codes, as in deployment. "off": the plain language model, prompt included. "random":
 every chunk of prompt and answer gets a uniformly drawn code. "shuffled": the codes that "on" used, permuted among the
