@@ -405,8 +405,10 @@ class GPT(nn.Module):
         """
         Continue each prompt (lists of token ids, any lengths) with a KV cache; returns each row's new ids as a list.
         codes as in `forward`; a LongTensor (B, M) must cover ceil((longest prompt + max_new_tokens) / K) chunks or the
-        whole context. A chunk is routed when its first token arrives; its other tokens keep the code. `stop` is a
-        token id that ends a row and is not returned; a row also ends when the context is full. temperature 0: greedy.
+        whole context. A chunk is routed when its first token arrives; its other tokens keep the code. A function
+        choose(z, row, chunk), z (..., C), row and chunk (...), takes the place of the argmax there (interventions).
+        `stop` is a token id that ends a row and is not returned; a row also ends when the context is full.
+        temperature 0: greedy.
         """
         cfg, device = self.config, self.embed_tokens.weight.device
         K, B, lens = cfg.chunk, len(prompts), [len(p) for p in prompts]
@@ -419,8 +421,10 @@ class GPT(nn.Module):
         if B == 0 or max_new_tokens == 0:
             return out
         S = min(max(lens) + max_new_tokens, cfg.block_size)  # positions to cache
-        self._check_codes(codes, B, math.ceil(S / K), at_least=True)
-        routed, off = codes is None, isinstance(codes, str)
+        choose = (lambda z, row, chunk: z.argmax(-1)) if codes is None else codes
+        routed, off = callable(choose), isinstance(codes, str)
+        if not routed:
+            self._check_codes(codes, B, math.ceil(S / K), at_least=True)
 
         x = torch.zeros(B, max(lens), dtype=torch.long, device=device)  # right-padded
         for i, p in enumerate(prompts):
@@ -436,11 +440,13 @@ class GPT(nn.Module):
         # The prompts, all positions at once; then one token for each row at a time.
         h = self.lower(x, pos, cache)
         if routed:
-            codes = self.router_logits(h[:, ::K]).argmax(-1)  # (B, chunks of the longest prompt)
+            z = self.router_logits(h[:, ::K])  # (B, chunks of the longest prompt, C)
+            chunk = torch.arange(z.size(1), device=device).expand(B, -1)
+            codes = choose(z, every[:, None].expand_as(chunk), chunk)
         x = self.upper(h if off else self.steer(h, codes), pos, cache)[every, last]  # (B, H)
         if routed:
             codes = codes[every, last // K]  # (B,): from here on, the code of each row's current chunk
-        owner = list(range(B))  # which prompt each row of the batch continues; None once it has ended
+        row, owner = every, list(range(B))  # which prompt each row of the batch continues; None once it has ended
         while True:
             logits = self.lm_head(x).float()  # (B, V)
             if temperature == 0:
@@ -463,12 +469,14 @@ class GPT(nn.Module):
             if 2 * len(alive) <= len(owner):  # drop ended rows when they are half the batch
                 keep = torch.tensor(alive, device=device)
                 owner, new, last, every = [owner[j] for j in alive], new[keep], last[keep], every[: len(alive)]
+                row = row[keep]
                 cache = [[t[keep] for t in layer] for layer in cache]
                 codes = codes if off else codes[keep]
             pos, used = last[:, None], [[t[:, :, :end] for t in layer] for layer in cache]
             h = self.lower(new[:, None], pos, used)  # (B, 1, H)
             if routed:
-                codes = torch.where(last % K == 0, self.router_logits(h[:, 0]).argmax(-1), codes)
+                first = last % K == 0  # a new chunk
+                codes[first] = choose(self.router_logits(h[first, 0]), row[first], last[first] // K)
             if not off:
                 h = self.steer(h, (codes if routed else codes[every, last // K])[:, None])
             x = self.upper(h, pos, used)[:, 0]

@@ -235,9 +235,13 @@ def train(cfg):
     def order(epoch):
         return torch.randperm(len(items), generator=torch.Generator().manual_seed(cfg.seed * 100_003 + epoch)).tolist()
 
+    def row_of(i):
+        """Which row is the i-th of the run, counted over all epochs."""
+        return order(i // len(items))[i % len(items)]
+
     def example(i):
-        """The i-th item of the run, counted over all epochs: (ids, n_prompt)."""
-        row = order(i // len(items))[i % len(items)]
+        """The i-th item of the run: (ids, n_prompt)."""
+        row = row_of(i)
         if cfg.method == "tokenassorted":
             return assort(items[row], said[row], first_new, random.Random(f"{cfg.seed} {i}"))
         return items[row]
@@ -347,7 +351,7 @@ def train(cfg):
         if codes:
             metrics["code_grad_norm"] = torch.nn.utils.clip_grad_norm_(codes, cfg.clip).item()
         if not all(map(math.isfinite, metrics.values())):
-            rows = [order(i // len(items))[i % len(items)] for i in range(first, first + cfg.batch_size)]
+            rows = [row_of(i) for i in range(first, first + cfg.batch_size)]
             raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); rows {rows}; "
                                      f"the last checkpoint in {out} is kept; a lower --lr or --code_lr may help")
         optimizer.step()
@@ -361,6 +365,8 @@ def train(cfg):
             p = usage / usage.sum()
             metrics["active"] = (p > 0.001).float().mean().item()
             metrics["perplexity"] = torch.special.entr(p).sum().exp().item()
+            if step % max(1, steps // 50) == 0:
+                metrics["usage"] = [round(share, 4) for share in p.tolist()]
             usage *= 0.98
         if rank == 0:
             log.write(json.dumps({"step": step, **metrics, "lr": cfg.lr * rate, "seconds": round(seconds, 3)}) + "\n")

@@ -158,6 +158,29 @@ def test_off_is_off_in_the_prompt_too_and_interventions_bite():
     assert model.generate(prompts, 8, codes=only_prompt) != late
 
 
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_function_chooses_the_codes_once_for_each_chunk(chunk):
+    """Broken if a function in place of the argmax were asked for other chunks than the router, or ignored."""
+    model = make(chunk=chunk)
+    prompts = [torch.randint(50, (n,)).tolist() for n in (3, 6, 9, 5, 7)]
+    table, asked = torch.randint(6, (5, 40)), {}
+
+    def argmax(z, row, chunk):
+        for r, m, own in zip(row.flatten().tolist(), chunk.flatten().tolist(), z.argmax(-1).flatten().tolist()):
+            asked[r, m] = own
+        return z.argmax(-1)
+
+    on = model.generate(prompts, 15)
+    stop = on[2][4]
+    assert model.generate(prompts, 15, codes=argmax, stop=stop) == model.generate(prompts, 15, stop=stop)
+    assert model.generate(prompts, 15, codes=lambda z, row, chunk: table[row, chunk]) == model.generate(
+        prompts, 15, codes=table) != on
+    assert model.generate(prompts, 15, codes=argmax) == on
+    for i, (prompt, new) in enumerate(zip(prompts, on)):
+        z = model.route(torch.tensor([prompt + new[:-1]]))[0]
+        assert [asked[i, m] for m in range(len(z))] == z.argmax(-1).tolist()
+
+
 def test_stop_ends_a_row_and_only_that_row():
     """Broken if one row's end token stopped or shifted the others, also after ended rows are dropped."""
     model = make()
