@@ -6,6 +6,9 @@ finished runs of several methods and seeds.
     python eval.py runs/NAME --split test_numbers --rows 200
     python eval.py runs/NAME --no-generate         # held-out likelihood only (fast, for large models on a CPU)
     python eval.py --compare runs/my/*       # one table of several methods and seeds, against the first sft run
+    python eval.py --analyze runs/NAME --rows 300  # what do the codes do? causal tests, in words and as JSON
+    python eval.py --report runs/NAME              # a page to look at, RUN/report.html
+    python eval.py runs/NAME --ask "Mia had 12 shells. She found 7 more. How many shells did Mia have then?"
 
 The arms. "on": the router's argmax codes, as in deployment. "off": the plain language model, prompt included. "random":
 every chunk of prompt and answer gets a uniformly drawn code. "shuffled": the codes that "on" used, permuted among the
@@ -14,6 +17,7 @@ chunks of the same row, which keeps their frequencies. An arm that changes nothi
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import math
 import os
@@ -401,13 +405,19 @@ def load_run(path):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
                                      allow_abbrev=False)
-    parser.add_argument("run", nargs="+", help="folder made by train.py, or its ckpt.pt; several with --compare")
-    parser.add_argument("--compare", action="store_true", help="one table of finished runs, also as .md and .json")
+    parser.add_argument("run", nargs="*", help="folder made by train.py, or its ckpt.pt; several with --compare; with "
+                                               "--ask the newest in runs/ if none is given")
+    task = parser.add_mutually_exclusive_group()
+    task.add_argument("--compare", action="store_true", help="one table of finished runs, also as .md and .json")
+    task.add_argument("--analyze", action="store_true", help="causal tests of the codes: RUN/analysis.json, a summary")
+    task.add_argument("--report", action="store_true", help="RUN/report.html: problems in the colours of their codes, "
+                      "and all of RUN/analysis.json as pictures")
+    task.add_argument("--ask", metavar="QUESTION", help="print the answer to one question, with its codes and without")
     parser.add_argument("--reference", metavar="RUN", help="with --compare: the run whose setting the others are "
                                                            "compared with (default: the first of --method sft)")
     parser.add_argument("--data", help="as in train.py (default: what the run was trained on)")
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
-    parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split")
+    parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split (--report: 6)")
     parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="what happens to the codes")
     parser.add_argument("--generate", action=argparse.BooleanOptionalAction, default=True,
                         help="generate and grade answers, not only score their likelihood")
@@ -417,7 +427,8 @@ def main(argv=None):
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
                         choices=("cpu", "cuda", "mps"))
     parser.add_argument("--out", help="one JSON line a problem (default: RUN/eval-DATA-SPLIT.jsonl); the summary goes "
-                                      "beside it, to .json. With --compare: NAME of the table (default: runs/compare)")
+                                      "beside it, to .json. With --compare: NAME of the table (default: runs/compare); "
+                                      "with --analyze, --report: the .json or .html file")
     args = parser.parse_args(argv)
     try:
         if args.compare:
@@ -429,22 +440,51 @@ def main(argv=None):
             write(out.with_suffix(".md"), lambda p: p.write_text(compare_table(lines) + "\n"))
             print(compare_table(lines))
             return
-        if len(args.run) > 1:
-            raise ValueError(f"one run at a time, got {' '.join(args.run)}; or --compare them")
+        if not args.run and args.ask is not None:
+            args.run = [str(p.parent) for p in sorted(Path("runs").rglob("ckpt.pt"), key=os.path.getmtime)[-1:]]
+        if len(args.run) != 1:
+            raise ValueError(f"one run at a time, a folder made by train.py; got {' '.join(args.run) or 'none'}; "
+                             f"several only with --compare")
         args.run = args.run[0]
         if args.rows < 0 or args.batch_size < 1 or args.max_new_tokens < 1:
             raise ValueError(f"--rows must be >= 0, --batch_size and --max_new_tokens >= 1, "
                              f"got {args.rows}, {args.batch_size}, {args.max_new_tokens}")
         folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        if args.out and (Path(args.out).suffix != ".jsonl" or not Path(args.out).parent.is_dir()):
-            raise ValueError(f"--out must be a file NAME.jsonl in an existing folder, got {args.out}")
+        kind = ".json" if args.analyze else ".html" if args.report else ".jsonl"
+        if args.out and (Path(args.out).suffix != kind or not Path(args.out).parent.is_dir()):
+            raise ValueError(f"--out must be a file NAME{kind} in an existing folder, got {args.out}")
         if args.device == "cuda" and not torch.cuda.is_available():
             raise ValueError("--device cuda: no CUDA GPU was found")
         model, enc, suffix, settings = load_run(args.run)
+        model.to(args.device)
         data = args.data or settings["data"]
-        rows = load_rows(data, args.split, args.rows or None)
+        if args.ask is not None:
+            from analysis.ask import ask
+            with precision(settings["dtype"], args.device):
+                print(f"{folder}\n" + ask(model, enc, args.ask, args.max_new_tokens, suffix, sys.stdout.isatty()))
+            return
+        rows = load_rows(data, args.split, args.rows or (6 if args.report else None))
+        if args.report:
+            from analysis.report import report
+            out = Path(args.out or folder / "report.html")
+            with precision(settings["dtype"], args.device):
+                report(folder, model, enc, rows, out, suffix, args.seed)
+            print(f"wrote {out}")
+            return
+        if args.analyze:
+            from analysis.causal import analyze  # here, since it imports this file
+            with precision(settings["dtype"], args.device):
+                found = analyze(model, enc, rows, args.generate, args.max_new_tokens, args.batch_size, args.seed,
+                                suffix)
+            found = {"run": str(folder), "method": settings["method"], "data": data, "split": args.split,
+                     "config": dataclasses.asdict(model.config), **found}
+            out = Path(args.out or folder / "analysis.json")
+            write(out, lambda p: p.write_text(json.dumps(found, indent=1)))
+            print(f"{found['problems']} problems of {data}/{args.split} ({found['left_out']} too long for the context)")
+            print("\n".join(found["findings"]) + f"\neverything: {out}")
+            return
         with precision(settings["dtype"], args.device):  # as train.py evaluated it
-            summary, records = evaluate(model.to(args.device), enc, rows, args.arms, args.generate,
+            summary, records = evaluate(model, enc, rows, args.arms, args.generate,
                                         args.max_new_tokens, args.batch_size, args.seed, suffix)
         out = Path(args.out or folder / f"eval-{Path(data).name}-{args.split}.jsonl")
         write(out, lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records)))
