@@ -41,7 +41,7 @@ def operations(text):
 
 def token_labels(row, ids, n_prompt, enc):
     """
-    {kind: [label or None for each of ids[n_prompt:], the answer and the end token]}, from encode_row's ids and n_prompt.
+    {kind: [label or None for each of ids[n_prompt:]]}: the answer and the end token, as encode_row gives them.
 
         class: digit, operator (see OPERATOR), word, mark (<< >> =), ####, end, or punctuation, which
             includes spaces.

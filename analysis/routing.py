@@ -5,20 +5,21 @@ Which code belongs to a token. The code of chunk m steers the states at position
 predicts token t+1. So every answer token is counted with the code that steers the state that predicts it.
 
 The trap. A code that always fires at one position looks pure: the first answer token of a word problem is always a
-word, so a router that reads nothing but the position has a code with purity 1 there. Purity and lift alone
-say nothing about the input. Position-matched lift divides by the label's rate at the positions where the code fires, and
-every overall number comes with a null that keeps position:
+word, so a router that reads nothing but the position has a code with purity 1 there. Purity and lift alone say nothing
+about the input. Position-matched lift divides by the label's rate at the positions where the code fires, and every
+overall number comes with a null that keeps position:
 
 The null permutes whole rows: the codes of row r meet the labels of row s, token by token at the same answer position
 (0 = the first answer token). Whatever codes and labels share through the position stays; what they share through the
-problem goes. Where either row has ended or has no label, nothing can be paired, so a permutation uses only some
-of the tokens, and fewer tokens alone make codes look purer and more informative. Hence each permutation also has the
-observed numbers at exactly the tokens that it uses ("paired": same codes, same positions, the row's own labels), and
-p = (1 + permutations with null >= paired) / (1 + permutations). With rows of equal length and every token labelled,
-paired is observed, and the test is exact for codes that depend on nothing but the position.
+problem goes. Where either row has ended or has no label, nothing can be paired, so a permutation uses only some of the
+tokens, and fewer tokens alone make codes look purer and more informative. Hence each permutation also has the observed
+number at exactly the tokens that it uses (same codes, same positions, the row's own labels). "paired" is the mean of
+these, and p = (1 + permutations with null >= paired) / (1 + permutations). With rows of equal length and every token
+labelled, paired is observed and p is the usual permutation p. Otherwise the null, having fewer tokens, varies more than
+the observed number would by chance, and p errs on the cautious side.
 
 Plug-in estimates: with few tokens for many codes and labels, purity and information are far above their true values
-(most of all given position). Read "excess" = mean(paired - null) and p, not "observed" alone.
+(most of all given position). Read "excess" = paired - null_mean and p, not "observed" alone.
 """
 
 import numpy as np
@@ -72,14 +73,14 @@ def _permute(y, use, statistics, permutations, seed):
 
 
 def _p(paired, null):
-    return (1 + (null >= paired - 1e-12).sum(0)) / (1 + len(null))  # equal but for rounding counts as equal
+    return (1 + (null >= paired.mean(0) - 1e-9).sum(0)) / (1 + len(null))  # equal but for rounding counts as equal
 
 
 def _compared(observed, paired, null):
     """One statistic against its null, as a dict of floats: see `routing`."""
     low, high = np.quantile(null, [0.025, 0.975])
     found = dict(observed=observed, paired=paired.mean(), null_mean=null.mean(), null_low=low, null_high=high)
-    return {k: float(v) for k, v in (found | dict(excess=(paired - null).mean(), p=_p(paired, null))).items()}
+    return {k: float(v) for k, v in (found | dict(excess=paired.mean() - null.mean(), p=_p(paired, null))).items()}
 
 
 def _sum(counts):
@@ -181,7 +182,8 @@ def ngram_purity(codes_per_chunk, labels, n_prompts, K, longest=6, permutations=
     How pure the last n codes are, n = 1 .. longest, chunk by chunk: the label of a chunk is that of the token
     that its last state predicts (chunks where that has none or lies beyond the row's end are left out), its n-gram the
     codes of the chunk and of the n - 1 before it, prompt included; what would lie before the first token is one more
-    code. So the chunks are the same for every n. Purity rises with n by sparsity alone (an n-gram seen once is pure): the null shows how much.
+    code. So the chunks are the same for every n. Purity rises with n by sparsity alone (an n-gram seen once is pure):
+    the null shows how much.
 
     codes_per_chunk: rows of ints, from the prompt's first chunk on. labels: rows of strings or None for each answer
     token. n_prompts: prompt tokens of each row. Raises ValueError if nothing has a label.
@@ -202,7 +204,7 @@ def ngram_purity(codes_per_chunk, labels, n_prompts, K, longest=6, permutations=
         history.append(own[(token[use[r], None] - 1) // K + np.arange(longest)])
     history = np.concatenate(history)  # (chunks, longest), in the order of y[use]
     if not len(history):
-        raise ValueError("no chunk's last token has a label")
+        raise ValueError("no chunk's last state predicts a token with a label")
     grams = [np.unique(history[:, longest - n :], axis=0, return_inverse=True)[1].ravel()
              for n in range(1, longest + 1)]  # the number of each chunk's n-gram
 
