@@ -367,6 +367,16 @@ def _capital(text):
     return text[0].upper() + text[1:]
 
 
+def _append(text, pieces, labels, spans):
+    """`text` with the pieces appended; for each piece that is an int, [start, end, the next label] goes to `spans`."""
+    labels = iter(labels)
+    for piece in pieces:
+        if isinstance(piece, int):
+            spans.append([len(text), len(text) + len(str(piece)), next(labels)])
+        text += str(piece)
+    return text
+
+
 def _tell(rng, n_ops, templates, frames, numbers, max_value, distractor):
     """One problem as a row of generate(), or None if the numbers led nowhere."""
     frame = rng.choice(frames)
@@ -374,7 +384,8 @@ def _tell(rng, n_ops, templates, frames, numbers, max_value, distractor):
     things = rng.choice(things.split())
     strangers = rng.sample(SHE + HE, 3)  # people not in the story yet
     quantities = []  # [names of the owners, value]: those that the answer still needs, at most two
-    told, lines, ids, ops, seen, subject, asked = [], [], [], [], set(), None, False
+    told, answer, ids, ops, seen, subject, asked = [], "", [], [], set(), None, False
+    spans = {"operation": [], "operand": [], "step": []}
     failures = 0
     while len(ops) < n_ops:
         left = n_ops - len(ops)
@@ -414,10 +425,15 @@ def _tell(rng, n_ops, templates, frames, numbers, max_value, distractor):
         they = "they" if len(owners) > 1 else "she" if owners[0] in SHE else "he"
         pronoun = subject == owners and not other and rng.random() < 0.6
         told.append(_capital(rng.choice(tellings).format(S=they if pronoun else _join(owners), **words)))
+        words["S"] = they if len(owners) > 1 else owners[0]
         for (a, sign, b, r), variants in zip(steps, answers):
-            e = f"{a}{sign}{b} = <<{a}{sign}{b}={r}>>{r}"
-            lines.append(_capital(rng.choice(variants).format(S=they if len(owners) > 1 else owners[0], e=e, **words)))
+            before, after = (part.format(**words) for part in rng.choice(variants).split("{e}"))
+            line = [_capital(before), a, sign, b, " = <<", a, sign, b, "=", r, ">>", r, after + "\n"]
+            start, operands = len(answer), ("first", "second", "first", "second", "result", "result")
+            answer = _append(answer, line, operands, spans["operand"])
             ops.append(OPERATIONS[sign])
+            spans["operation"].append([start, len(answer), ops[-1]])
+            spans["step"].append([start, len(answer), name])
             seen |= {a, b, r}
         seen.add(result)
         ids.append(name)
@@ -447,13 +463,15 @@ def _tell(rng, n_ops, templates, frames, numbers, max_value, distractor):
         told.insert(rng.randint(1, len(told) - asked), text)
     if not asked:
         told.append(rng.choice(QUESTIONS.split("|")).format(o=things, S=_join(quantities[0][0])))
+    answer = _append(answer, ["#### ", result], ["final"], spans["operand"])
     return {
         "question": " ".join(told),
-        "answer": "\n".join(lines) + f"\n#### {result}",
+        "answer": answer,
         "final": result,
         "n_ops": n_ops,
         "ops": ops,
         "template": frame + ":" + "+".join(ids),
+        "spans": spans,
     }
 
 
@@ -480,7 +498,12 @@ def generate(n, seed, split="train", ops=None, numbers=None, max_value=MAX_VALUE
         distractor: probability of a sentence with a number that must not be used.
 
     Returns a list of dicts: question, answer (str), final (int), n_ops (int), ops (list of add, sub, mul, div, one per
-    answer line), template (frame:step+step+...).
+    answer line), template (frame:step+step+...) and spans, which say what the characters of the answer belong to, as
+    {kind: [[start, end, label], ...]} with answer[start:end], in order:
+        operation: every answer line but the last with its newline; add, sub, mul or div.
+        step: the same lines; the id in TEMPLATES of the step that the line calculates (two lines for an update_two).
+        operand: every number, first, second or result of its line (in the annotation, too), or final, after ####.
+    What the model is taught is " " + answer, there everything is one character later.
 
     Raises ValueError on arguments out of range, and when no problem fits the numbers.
     """

@@ -150,7 +150,8 @@ def test_same_seed_same_rows_in_another_process(problems):
 
 def test_the_benchmark_never_changes():
     """Published numbers are for these very test rows: a changed template or range must be a conscious change here."""
-    digest = hashlib.sha256(json.dumps(load_rows("wordproblems", "test", n=100)).encode()).hexdigest()
+    rows = [{k: v for k, v in row.items() if k != "spans"} for row in load_rows("wordproblems", "test", n=100)]
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()  # spans follow from the texts: tests/test_labels.py
     assert digest[:16] == "716e4efbe4873ec5"
 
 
