@@ -353,8 +353,8 @@ def information_gain(off, on, classes, bins=16):
 
 def routing_of(model, items, trained, fresh_router, labels, seed):
     """
-    {router: {kind of label: routing(...)}} for the trained router, an untrained one and random codes; the trained one
-    with "ngrams", the purity of its n-grams, n = 1 to 6, where any chunk ends in a label.
+    {router: {kind of label: routing(...)}} for the trained router, an untrained one and random codes. Only the trained
+    one has its "codes" one by one, and "ngrams", the purity of n = 1 to 6 of them, where any chunk ends in a label.
     """
     sequences, C, K = [ids[:-1] for ids, _ in items], model.config.n_codes, model.config.chunk
     rng = np.random.default_rng(seed)
@@ -365,6 +365,9 @@ def routing_of(model, items, trained, fresh_router, labels, seed):
     for name, chunks in routers.items():
         codes = [codes_of_answer_tokens(own, n, len(ids), K) for own, (ids, n) in zip(chunks, items)]
         out[name] = {kind: routing(codes, own, seed=seed) for kind, own in labels.items()}
+        if name != "trained":
+            for found in out[name].values():
+                del found["codes"]
     for kind, own in labels.items():
         with contextlib.suppress(ValueError):  # no chunk ends in a label of this kind
             out["trained"][kind]["ngrams"] = ngram_purity(routers["trained"], own, [n for _, n in items], K, seed=seed)
@@ -407,9 +410,10 @@ def findings(result):
                       for pair in r["pairs"] if pair["p"] < 0.01 and pair["matched_lift"] >= 1.5 and kind != "class"),
                      key=lambda x: -x[0])
     if special:
-        said.append("   Most specialised beyond position: " + "; ".join(
-            f"code {code} for {kind} {pair['label']} ({pair['rate']:.0%} of its {kind} tokens, lift "
-            f"{pair['lift']:.1f}, at the same positions {pair['matched_lift']:.1f})" for _, code, kind, pair in special[:3]) + ".")
+        named = [f"code {code} for {kind} {pair['label']} ({pair['rate']:.0%} of its {kind} tokens, lift "
+                 f"{pair['lift']:.1f}, at the same positions {pair['matched_lift']:.1f})"
+                 for _, code, kind, pair in special[:3]]
+        said.append(f"   Most specialised beyond position: {'; '.join(named)}.")
 
     # 3
     said.append("3. Do the routes matter? In nats per answer token (positive: worse than with the codes on)"

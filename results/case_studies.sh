@@ -9,12 +9,13 @@ study() { # study NAME PROBLEMS TRAIN-FLAGS...
     local name=$1 problems=$2
     shift 2
     [ -e "runs/case/$name/ckpt.pt" ] || "$python" train.py --no-baseline "$@" --out "runs/case/$name"
-    [ -e "results/case_$name.json" ] || "$python" eval.py --analyze "runs/case/$name" --rows "$problems" --out "results/case_$name.json"
+    [ -e "runs/case/$name/analysis.json" ] || "$python" eval.py --analyze "runs/case/$name" --rows "$problems"
+    cp "runs/case/$name/analysis.json" "results/case_$name.json"
 }
 
 # Word problems: the LM learns with its codes, or is frozen under them.
-study words-dlr 300 --eval_rows -1
-study words-frozen 300 --eval_rows -1 --method frozen --code_lr 1e-1
+study words-dlr 200 --eval_rows -1
+study words-frozen 200 --eval_rows -1 --method frozen --code_lr 1e-1
 
 # Six-digit arithmetic, one code for each token: learned with the codes, or half learned and then frozen under them.
 arithmetic=(--data arithmetic --batch_size 32)
