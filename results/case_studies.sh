@@ -17,11 +17,8 @@ study() { # study NAME PROBLEMS TRAIN-FLAGS...
 study words-dlr 200 --eval_rows -1
 study words-frozen 200 --eval_rows -1 --method frozen --code_lr 1e-1
 
-# Six-digit arithmetic, one code for each token: learned with the codes, or half learned and then frozen under them.
-arithmetic=(--data arithmetic --batch_size 32)
-study arith-dlr 500 --eval_rows -1 "${arithmetic[@]}" --rows 100000 --epochs 0.75 --lr 2e-3 --chunk 1
-base=runs/case/arith-base/ckpt.pt
-[ -e "$base" ] || "$python" train.py --method sft "${arithmetic[@]}" --rows 100000 --epochs 0.4 --lr 2e-3 \
-    --eval_rows 500 --out runs/case/arith-base
-study arith-frozen 500 --eval_rows -1 "${arithmetic[@]}" --init_from "$base" --epochs 1 --chunk 1 --method frozen \
-    --code_lr 1e-1
+# Six-digit arithmetic, one code for each token: the LM learns it with its codes, or (it has only seen word problems) is
+# frozen under them.
+arithmetic=(--eval_rows -1 --data arithmetic --batch_size 32 --chunk 1)
+study arith-dlr 500 "${arithmetic[@]}" --rows 100000 --epochs 0.75 --lr 2e-3
+study arith-frozen 500 "${arithmetic[@]}" --epochs 1 --method frozen --code_lr 1e-1
