@@ -24,7 +24,8 @@ SHOWN = 32  # codes that a chunk's alternatives are computed for: the most proba
 MAX_CHUNKS = 1500  # of all problems together; what is beyond would make the page too large
 ARMS = {"on": "the router's codes", "off": "no codes: the plain language model", "random": "uniformly drawn codes",
         "shuffled": "the problem's own codes, in another order", "position": "codes of other problems, same place",
-        "mean": "the mean vector in every chunk", "directions": "every vector replaced by a random one of its norm"}
+        "mean": "the mean vector in every chunk", "directions": "every vector replaced by a random one of its norm",
+        "untrained": "routes of an untrained router"}
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -207,8 +208,7 @@ def svg_heatmap(title, x_label, y_label, matrix):
     body = f'<rect class="empty" x="{LEFT}" y="{PAD}" width="{side}" height="{side}"/>'
     body += "".join(f'<path class="heat" fill-opacity="{level / 10}" d="{d}"/>'
                     for level, d in enumerate(paths) if level and d)
-    every = math.ceil(n / 16)
-    for k in range(0, n, every):
+    for k in range(0, n, 2 ** max(0, math.ceil(math.log2(n / 12)))):
         body += label(LEFT - 6, PAD + (k + 0.5) * size + 4, k, "end")
         body += label(LEFT + (k + 0.5) * size, PAD + side + 14, k)
     for level in range(11):  # the legend
@@ -269,7 +269,7 @@ def arms(run, model, analysis):
     if not analysis:
         return page + ('<p class="note">There is no analysis of this run yet: <code>python eval.py --analyze '
                        f"{esc(run)}</code> fills this part, ablations, transitions and held-out information gain.</p>")
-    found = "".join(f"<li>{esc(s)}</li>" for s in analysis["findings"])
+    found = "".join(f"<li{' class=more' if s.startswith(' ') else ''}>{esc(s)}</li>" for s in analysis["findings"])
     rows = []
     for name, arm in analysis["arms"].items():
         strict = "strict" in arm
@@ -298,8 +298,9 @@ def problems(model, enc, rows, suffix):
     shown, chunks = [], 0
     for row in rows:
         ids, n_prompt = encode_row(row, enc, suffix)
-        chunks += math.ceil((len(ids) - 1) / K)
-        if len(ids) - 1 <= S and chunks <= MAX_CHUNKS:
+        size = math.ceil((len(ids) - 1) / K)
+        if len(ids) - 1 <= S and chunks + size <= MAX_CHUNKS:
+            chunks += size
             shown.append((row, ids, n_prompt))
     own = model.generate([ids[:n] for _, ids, n in shown], 320, stop=end_token(enc))
     page, data = "", []
@@ -351,17 +352,18 @@ def code_tables(model, analysis, usage):
             else:
                 cells.append("")
         p = (a or {}).get("p_holm")
-        return cells + [(f"{p:.2g}", p) if p is not None else ""]
+        return cells + ([(f"{p:.2g}", p) if p is not None else ""] if generated else [])
 
-    head = [f"{name}: change [95 %]" for *_, name in keys] + ["p (Holm)"]
+    generated = any("p_holm" in a for a in ablated)
+    head = [f"{name}: change [95 %]" for *_, name in keys] + ["p (Holm)"] * generated
     rows = [[(chip(c["code"]), c["code"]), (f"{100 * c['share']:.1f}", c["share"]), (c["problems"], c["problems"]),
              (f"{c['norm']:.3f}", c["norm"]), *effect(c["ablation"])] for c in analysis["codes"]]
     page = table("Codes: how often the router chose each, and what changes when other codes take its place",
                  ["code", "share, %", "problems", "vector norm", *head], rows, sortable=True)
     if analysis.get("sham"):
         sham = analysis["sham"]
-        page += (f"<p>For scale, a sham ablation (code {sham['code']}), which should change nothing: "
-                 f"{interval(sham['nats_minus_on'])} nats.</p>")
+        page += (f"<p>Sham: the same done to {' '.join(map(chip, sham['codes']))}, which never fires, must change "
+                 f"nothing. It changes {interval(sham['nats_minus_on'])} nats.</p>")
     if analysis["ngrams"]:
         rows = [["\u2009".join(map(chip, g["codes"])), (g["chunks"], g["chunks"]), (g["problems"], g["problems"]),
                  *effect(g["ablation"])] for g in analysis["ngrams"]]
@@ -399,8 +401,8 @@ def training(steps, analysis):
     if not analysis:
         return page
     counts, gain = analysis["transitions"], analysis["information_gain"]
-    shares = [[v / max(sum(row), 1) for v in row] for row in counts]
-    charts, gains = svg_heatmap("Which code follows which: share of the next codes", "to code", "from code", shares), ""
+    shares = [[100 * v / max(sum(row), 1) for v in row] for row in counts]
+    charts, gains = svg_heatmap("Which code follows which, % of the next codes", "to code", "from code", shares), ""
     if gain["by_position"]:
         gains += svg_intervals("Information gain by place in the answer", "nats / token [95 %]", [
             (f"tokens {g['from']}\u2013{g['to']}", g["gain"]) for g in gain["by_position"]])
@@ -485,12 +487,13 @@ body{margin:0 auto;max-width:84rem;padding:1.5rem clamp(1rem,3vw,2.5rem) 4rem;ba
 font:1rem/1.55 system-ui,sans-serif}
 header p{margin:0;color:var(--soft);font-size:.85rem;letter-spacing:.08em;text-transform:uppercase}
 h1{margin:.1rem 0 1rem;font-size:clamp(1.6rem,4vw,2.3rem);line-height:1.15;overflow-wrap:anywhere}
-h2{margin:2.2rem 0 .6rem;font-size:1.4rem}section+section>h2{padding-top:1.4rem;border-top:1px solid var(--line)}
+h2{margin:2.2rem 0 .6rem;font-size:1.4rem}section+section>h2{margin-top:3.2rem}
 h3{margin:1.75rem 0 .5rem;font-size:1.05rem}h4{margin:1rem 0 .35rem;font-size:.9rem;color:var(--soft)}
 dl{display:flex;flex-wrap:wrap;gap:.6rem 1.8rem;margin:0}dt{color:var(--soft);font-size:.8rem}
 dd{margin:0;font-weight:600;font-variant-numeric:tabular-nums}
 p{max-width:75ch}small{color:var(--soft);font-size:.8rem}code{font-size:.9em}
-.findings{max-width:80ch;padding-left:1.2rem}.findings li{margin:.35rem 0}
+.findings{max-width:90ch;padding:0;list-style:none}.findings li{margin:.9rem 0 .2rem;font-weight:600}
+.findings .more{margin:.2rem 0 .2rem 1.2rem;font-weight:400}
 .note{padding:.6rem .9rem;border-left:4px solid var(--accent);background:var(--card)}
 nav{position:sticky;top:0;z-index:2;display:flex;gap:1.2rem;margin-top:1.2rem;padding:.5rem 0;background:var(--bg);
 border-bottom:1px solid var(--line);overflow-x:auto}a{color:var(--accent)}html{scroll-padding:3.5rem 0 1rem}
@@ -559,11 +562,13 @@ document.querySelectorAll(".problem").forEach((problem, number) => {
     const c = data[number][i];
     const rows = c.k.map((code, j) => ({code, gain: c.n[j] - c.r})).sort((a, b) => b.gain - a.gain);
     const best = rows[0], worst = rows[rows.length - 1], own = c.p.find(p => p[1] === c.c);
+    const differ = best.gain - worst.gain >= 1e-4;
     summary.textContent = "";
     make("strong", "", `Chunk ${i}: code ${c.c}, router probability ${percent(own[0])}`, summary);
     summary.append(". Runners-up: " + c.p.filter(p => p !== own).map(p => `${p[1]} (${percent(p[0])})`).join(", ") +
-      `. Log-likelihood of the next tokens ${sign(c.r)} nats. Change with the best code, ${best.code}: ` +
-      `${sign(best.gain)}, with the worst, ${worst.code}: ${sign(worst.gain)}, unsteered: ${sign(c.o - c.r)}.`);
+      `. Log-likelihood of the next tokens ${c.r.toFixed(4).replace("-", "\u2212")} nats. Change ` + (differ ?
+        `with the best code, ${best.code}: ${sign(best.gain)}, with the worst, ${worst.code}: ${sign(worst.gain)}, ` :
+        "under other codes below 0.0001, ") + `unsteered: ${sign(c.o - c.r)}.`);
     predicts.textContent = "Next tokens: ";
     make("q", "", c.t, predicts);
     predicts.append(". Change of their log-likelihood under each code, nats:");
@@ -576,7 +581,7 @@ document.querySelectorAll(".problem").forEach((problem, number) => {
       const css = [row === best && "best", row === worst && "worst", row.code === c.c && "routed"];
       const li = make("li", css.filter(Boolean).join(" "), "", all);
       make("span", row.code === "off" ? "chip none" : "chip k" + row.code, row.code, li);
-      const mark = row === best ? "\u25b2 " : row === worst ? "\u25bc " : "";
+      const mark = differ && row === best ? "\u25b2 " : differ && row === worst ? "\u25bc " : "";
       const bar = make("span", "", row.code === c.c ? mark + "routed" : mark + sign(row.gain), li);
       bar.style.setProperty("--size", 100 * Math.abs(row.gain) / top + "%");
       bar.style.setProperty("--way", row.gain < 0 ? "var(--bad)" : "var(--accent)");

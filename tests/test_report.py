@@ -18,7 +18,7 @@ from analysis.report import chunk_texts, counterfactuals, report
 from data.tokens import encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, GPTConfig
 
-ENC, C, K, BLOCK = load_encoding("wordproblems"), 5, 3, 160
+ENC, C, K, BLOCK = load_encoding("wordproblems"), 5, 3, 136
 HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028 \u00e9\U0001f600\u4f60"
 
 
@@ -62,7 +62,7 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
               "ablation": arm(0.02 * o - 0.03) | {"p_holm": 1 / (1 + o)} if o else None} for k, o in enumerate(order)]
     (folder / "analysis.json").write_text(json.dumps({
         "run": str(folder), "method": "dlr", "data": "wordproblems", "split": "test", "problems": 300, "left_out": 2,
-        "seed": 0, "config": {}, "arms": arms, "codes": codes, "sham": {"code": 1, **arm(0.0)},
+        "seed": 0, "config": {}, "arms": arms, "codes": codes, "sham": {"codes": [1, 4], **arm(0.0)},
         "ngrams": [{"codes": [1, 3], "chunks": 80, "problems": 60, "ablation": arm(0.04) | {"p_holm": 0.5}}],
         "codebook": {"used": C - 1, "fraction_used": 1 - 1 / C, "perplexity": 3.1, "cosine": None, "norms": [1.0] * C},
         "transitions": [[(i * j) % 4 for j in range(C)] for i in range(C)],
@@ -72,7 +72,7 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
                                              for i in range(0, 24, 4)],
                              "by_class": {HOSTILE: {"tokens": 9, "gain": [0.1, -0.1, 0.3]},
                                           "digit": {"tokens": 900, "gain": [-0.01, -0.02, 0.0]}}},
-        "routing": {}, "findings": ["Turning the codes off costs 0.01 nats.", HOSTILE]}))
+        "routing": {}, "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
 
