@@ -406,14 +406,20 @@ def findings(result):
     if beyond:
         said.append(f"   Did training the router do that? It tells more than an untrained one about {', '.join(more)}."
                     if more else "   Did training the router do that? No: an untrained router's codes tell as much.")
-    special = sorted(((pair["matched_lift"], r["code"], kind, pair) for kind, k in kinds.items() for r in k["codes"]
-                      for pair in r["pairs"] if pair["p"] < 0.01 and pair["matched_lift"] >= 1.5 and kind != "class"),
-                     key=lambda x: -x[0])
+    special = [(pair["count"] * math.log(pair["matched_lift"]), r["code"], kind, pair)  # the most evidence first
+               for kind, k in kinds.items() if kind != "class" for r in k["codes"] for pair in r["pairs"]
+               if pair["p_corrected"] < 0.05 and pair["matched_lift"] >= 1.5]
     if special:
-        named = [f"code {code} for {kind} {pair['label']} ({pair['rate']:.0%} of its {kind} tokens, lift "
-                 f"{pair['lift']:.1f}, at the same positions {pair['matched_lift']:.1f})"
-                 for _, code, kind, pair in special[:3]]
+        named = [f"code {code} for {kind} {pair['label']} ({pair['count']} tokens, {pair['rate']:.0%} of its {kind} "
+                 f"tokens, lift {pair['lift']:.1f}, at the same positions {pair['matched_lift']:.1f})"
+                 for _, code, kind, pair in sorted(special, key=lambda x: -x[0])[:3]]
         said.append(f"   Most specialised beyond position: {'; '.join(named)}.")
+
+    kind = next((kind for kind in ("subtask", "operation") if "ngrams" in kinds.get(kind, {})), None)
+    if kind:
+        first, *_, last = kinds[kind]["ngrams"]["ngrams"]
+        said.append(f"   Purity for the {kind}: {first['paired']:.0%} for one code, {last['paired']:.0%} for {last['n']} "
+                    f"in a row; with another problem's codes {first['null_mean']:.0%} and {last['null_mean']:.0%}.")
 
     # 3
     said.append("3. Do the routes matter? In nats per answer token (positive: worse than with the codes on)"
