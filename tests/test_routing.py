@@ -165,7 +165,7 @@ def test_the_best_of_many_pairs_of_nothing():
     rng, best = np.random.default_rng(7), []
     for _ in range(20):
         labels = at_positions(rng, 50, 10, 0)
-        s = routing(rng.integers(8, size=(50, 10)), labels, minimum=10, permutations=50)
+        s = routing(rng.integers(8, size=(50, 10)), labels, minimum=10, permutations=100)
         best.append([min(pair[p] for code in s["codes"] for pair in code["pairs"]) for p in ("p", "p_corrected")])
     alone, corrected = (np.array(best) <= 0.05).sum(0)  # tables of 24 pairs where some p is .05 or less
     assert alone >= 10 and corrected <= 4
