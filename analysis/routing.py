@@ -121,9 +121,10 @@ def routing(codes, labels, minimum=20, permutations=200, seed=0):
         codes: one dict for each code that fires, the most frequent first:
             code, tokens, problems, label (its most frequent), purity P(label | code), and pairs, a list, highest
             matched_lift first, of dicts: label, count, rate P(y|k), lift P(y|k) / P(y), matched_lift = P(y|k) / (mean
-            over the tokens where k fires of P(y | their position)), p (of the count; one-sided, for this one pair: of
-            100 pairs 5 are below .05 by chance). best: the first pair, or None. Rates at a position include the tokens
-            themselves, so where rows are few matched_lift is too close to 1.
+            over the tokens where k fires of P(y | their position)), p (of the count, one-sided, for this one pair: of
+            100 pairs 5 are below .05 by chance) and p_corrected (for all pairs listed: how often the null's most
+            unusual pair, in standard deviations of its count, is at least as unusual). best: the first pair, or None.
+            Rates at a position include the tokens themselves, so where rows are few matched_lift is too close to 1.
         purity, mi_bits, cmi_bits: P(code)-weighted mean purity, mutual information of code and label, and the same
             given the position; each a dict of observed, paired, null_mean, null_low and null_high (95 % of the
             permutations), excess and p (see the top of this file).
@@ -148,6 +149,11 @@ def routing(codes, labels, minimum=20, permutations=200, seed=0):
     observed = statistics(everywhere, y[everywhere])
     paired, null = _permute(y, everywhere, statistics, permutations, seed)
     joint, p = observed[3:].reshape(-1, Y), _p(paired, null)[3:].reshape(-1, Y)
+    listed = joint >= max(minimum, 1)
+    unusual = np.vstack([paired.mean(0), null])[:, 3:]  # the observed counts are one permutation among the others
+    unusual = (unusual - unusual.mean(0)) / (unusual.std(0) + 1e-6)
+    most = unusual[1:, listed.ravel()].max(1, initial=-np.inf)  # (permutations,)
+    p_corrected = ((1 + (most[:, None] >= unusual[0] - 1e-6).sum(0)) / (1 + permutations)).reshape(-1, Y)
     places = _joint(position[everywhere], y[everywhere], Y)  # (T, Y)
     at_place = places / places.sum(1, keepdims=True).clip(1)
     rate, share = joint / joint.sum(1, keepdims=True), joint.sum(0) / joint.sum()
@@ -158,8 +164,8 @@ def routing(codes, labels, minimum=20, permutations=200, seed=0):
         matched = at_place[position[fires]].mean(0)  # (Y,)
         top = joint[i].argmax()
         pairs = [dict(label=names[j], count=int(joint[i, j]), rate=float(rate[i, j]), lift=float(rate[i, j] / share[j]),
-                      matched_lift=float(rate[i, j] / matched[j]), p=float(p[i, j]))
-                 for j in range(Y) if joint[i, j] >= max(minimum, 1)]
+                      matched_lift=float(rate[i, j] / matched[j]), p=float(p[i, j]),
+                      p_corrected=float(p_corrected[i, j])) for j in range(Y) if listed[i, j]]
         pairs.sort(key=lambda pair: -pair["matched_lift"])
         found.append(dict(code=int(used[i]), tokens=int(fires.sum()), problems=len(set(row[fires].tolist())),
                           label=names[top], purity=float(rate[i, top]), best=pairs[0] if pairs else None, pairs=pairs))

@@ -171,6 +171,15 @@ def test_dropped_bytes_keep_the_labels_in_place():
     assert labels["operation"] == ["sub"] * 24 + [None] * 7
 
 
+def test_a_token_of_spaces_belongs_where_it_starts():
+    """Broken if the newlines that end a line of a calculation count for the line after."""
+    ranks = {bytes([b]): b for b in range(256)} | {b"\n\n": 256}
+    enc = tiktoken.Encoding("two", pat_str=SMOLLM2_PATTERN, mergeable_ranks=ranks, special_tokens={END: 257})
+    tokens, labels = labels_of({"question": "?", "answer": "<<1+2=3>>\n\n\n#### 3"}, enc)
+    assert tokens == [" ", *"<<1+2=3>>", "\n\n", *"\n#### 3", END]
+    assert labels["operation"] == ["add"] * 11 + [None] * 8
+
+
 BYTES = byte_tokens(SMOLLM2_PATTERN)
 
 

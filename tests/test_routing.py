@@ -57,7 +57,7 @@ def test_codes_of_answer_tokens_refuses(args, message):
 
 def test_numbers_against_scikit_learn_and_by_hand():
     """Broken if a purity, an information or a lift is not what its name says, or a token without label is counted."""
-    s = routing(*rows(), minimum=2, permutations=10)
+    s = routing(*rows(), minimum=3, permutations=10)
     assert (s["tokens"], s["problems"], s["labels"]) == (14, 4, {"a": 6 / 14, "b": 5 / 14, "c": 3 / 14})
     # mutual_info_score / ln 2 (scikit-learn 1.9.1), for cmi within each position; entropy of scipy
     assert s["purity"]["observed"] == pytest.approx(8 / 14)
@@ -70,12 +70,12 @@ def test_numbers_against_scikit_learn_and_by_hand():
         (1, 6, 3, "a"), (0, 4, 4, "a"), (2, 4, 4, "b")]
     # code 0 fires at positions 0, 0, 2, 3 with a, a, c, a; the rate of a there is 3/4, 3/4, 0, 2/3
     zero = s["codes"][1]
-    assert zero["purity"] == 3 / 4 and len(zero["pairs"]) == 1  # c has one token, fewer than the minimum
+    assert zero["purity"] == 3 / 4 and len(zero["pairs"]) == 1  # c has one token only
     assert zero["best"] == zero["pairs"][0]
-    p = zero["best"].pop("p")
+    p, p_corrected = zero["best"].pop("p"), zero["best"].pop("p_corrected")
     assert zero["best"] == {"label": "a", "count": 3, "rate": 3 / 4, "lift": pytest.approx(3 / 4 / (6 / 14)),
                             "matched_lift": pytest.approx(3 / 4 / ((3 / 4 + 3 / 4 + 0 + 2 / 3) / 4))}
-    assert 0 < p <= 1
+    assert 0 < p <= p_corrected <= 1
     assert all(c["best"] is None for c in routing(*rows(), minimum=9, permutations=10)["codes"])
     json.dumps(s)
 
@@ -123,7 +123,7 @@ def test_codes_that_are_the_labels():
     for name in ("purity", "mi_bits", "cmi_bits"):
         assert s[name]["p"] == 1 / 201 and s[name]["null_high"] < s[name]["paired"]
     for code in s["codes"]:
-        assert code["label"] == "abc"[code["code"]] and code["best"]["p"] == 1 / 201
+        assert code["label"] == "abc"[code["code"]] and code["best"]["p_corrected"] == 1 / 201
         assert code["best"]["lift"] > code["best"]["matched_lift"] > 1.2  # the position tells part of the label
 
 
@@ -137,7 +137,8 @@ def test_a_code_that_always_fires_at_one_position_looks_pure():
     first = next(c for c in s["codes"] if c["code"] == 0)
     assert first["purity"] == 1 and first["best"]["lift"] > 10  # what the trap shows
     for code in s["codes"]:
-        assert all(pair["matched_lift"] == pytest.approx(1) and pair["p"] == 1 for pair in code["pairs"])
+        for pair in code["pairs"]:
+            assert pair["matched_lift"] == pytest.approx(1) and pair["p"] == pair["p_corrected"] == 1
     for name in ("purity", "mi_bits", "cmi_bits"):
         assert s[name]["p"] == 1 and s[name]["excess"] == pytest.approx(0, abs=1e-9)
     assert s["cmi_bits"]["observed"] == pytest.approx(0, abs=1e-9)
@@ -157,6 +158,17 @@ def test_codes_that_mean_nothing():
     p, excess = np.moveaxis(np.array(found), 2, 0)  # (20, 3) each
     assert (abs(excess.mean(0)) < 3 * excess.std(0) / math.sqrt(20) + 1e-9).all()  # 0 but for chance
     assert (p > 0.05).sum() >= 55 and (abs(p.mean(0) - 0.5) < 0.25).all()
+
+
+def test_the_best_of_many_pairs_of_nothing():
+    """Broken if p_corrected does not make up for looking at the most striking of many pairs."""
+    rng, best = np.random.default_rng(7), []
+    for _ in range(20):
+        labels = at_positions(rng, 50, 10, 0)
+        s = routing(rng.integers(8, size=(50, 10)), labels, minimum=10, permutations=100)
+        best.append([min(pair[p] for code in s["codes"] for pair in code["pairs"]) for p in ("p", "p_corrected")])
+    alone, corrected = (np.array(best) <= 0.05).sum(0)  # tables of 24 pairs where some p is .05 or less
+    assert alone >= 10 and corrected <= 4
 
 
 def test_codes_that_mean_something_in_ragged_rows():
