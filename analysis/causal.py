@@ -418,8 +418,9 @@ def findings(result):
     kind = next((kind for kind in ("subtask", "operation") if "ngrams" in kinds.get(kind, {})), None)
     if kind:
         first, *_, last = kinds[kind]["ngrams"]["ngrams"]
-        said.append(f"   Purity for the {kind}: {first['paired']:.0%} for one code, {last['paired']:.0%} for {last['n']} "
-                    f"in a row; with another problem's codes {first['null_mean']:.0%} and {last['null_mean']:.0%}.")
+        said.append(f"   Purity for the {kind}: {first['paired']:.0%} for one code, {last['paired']:.0%} for "
+                    f"{last['n']} in a row; with another problem's codes {first['null_mean']:.0%} and "
+                    f"{last['null_mean']:.0%}.")
 
     # 3
     said.append("3. Do the routes matter? In nats per answer token (positive: worse than with the codes on)"

@@ -204,7 +204,7 @@ def svg_heatmap(title, x_label, y_label, matrix):
     for i, row in enumerate(matrix):
         for j, v in enumerate(row):
             cell = f"M{LEFT + j * size:.1f} {PAD + i * size:.1f}h{size:.2f}v{size:.2f}h-{size:.2f}z"
-            paths[math.ceil(10 * v / top)] += cell
+            paths[min(10, math.ceil(10 * v / top))] += cell  # v / top may round to just above 1
     body = f'<rect class="empty" x="{LEFT}" y="{PAD}" width="{side}" height="{side}"/>'
     body += "".join(f'<path class="heat" fill-opacity="{level / 10}" d="{d}"/>'
                     for level, d in enumerate(paths) if level and d)
