@@ -122,7 +122,7 @@ def table(caption, head, rows, sortable=False):
 WIDTH, HEIGHT, LEFT, BOTTOM, PAD = 460, 250, 62, 44, 14
 
 
-def ticks(low, high, n=5):
+def ticks(low, high, n=6):
     """At most n + 1 round numbers between low and high."""
     step = 10 ** math.floor(math.log10((high - low) / n))
     step = next(step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= n)
@@ -282,8 +282,16 @@ def arms(run, model, analysis):
         rows.append(row + ["changes nothing" if arm.get("changes_nothing") else ""])
     head = ["codes", "nats / answer token", "minus on [95 %]", "accuracy, %", "minus on, points [95 %]", "helped",
             "hurt", "McNemar p", "note"]
-    return page + f'<ul class="findings">{found}</ul>' + table(
+    page += f'<ul class="findings">{found}</ul>' + table(
         "The same problems under other codes. More nats are worse; helped and hurt count problems.", head, rows)
+    routing = analysis["routing"]
+    if not routing:
+        return page
+    rows = [[esc(kind), f"{own['entropy_bits']:.2f}", *(signed(routers[kind]["cmi_bits"]["excess"], 3)
+                                                        for routers in routing.values()), f"{own['cmi_bits']['p']:.2g}"]
+            for kind, own in routing["trained"].items()]
+    return page + table("What codes tell about a token\u2019s label beyond its position, bits above chance; p of the "
+                        "trained router", ["label", "all there is to tell", *map(esc, routing), "p"], rows)
 
 
 def spans(texts, codes, answer=None, options=""):

@@ -72,7 +72,9 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
                                              for i in range(0, 24, 4)],
                              "by_class": {HOSTILE: {"tokens": 9, "gain": [0.1, -0.1, 0.3]},
                                           "digit": {"tokens": 900, "gain": [-0.01, -0.02, 0.0]}}},
-        "routing": {}, "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
+        "routing": {router: {"class": {"entropy_bits": 2.03, "cmi_bits": {"excess": x, "p": x / 2}}}
+                    for router, x in (("trained", 0.13), ("untrained", 0.08), ("random", -0.01))},
+        "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
 
@@ -227,6 +229,7 @@ def test_numbers_of_the_analysis_stand_in_its_tables(elements):
     [off] = [row for row in rows if row and row[0].startswith("off ")]
     assert off[1:] == ["0.5100", "+0.0100 [\u22120.0100, +0.0300]", "49.0", "\u22121.0 [\u22124.0, +2.0]",
                        "3", "9", "0.15", ""]
+    assert ["class", "2.03", "+0.130", "+0.080", "\u22120.010", "0.065"] in rows
     codes = {row[0]: row[1:] for row in rows if len(row) == 7}
     assert codes["1"] == ["30.0", "27", "1.300", "+0.0300 [+0.0100, +0.0500]", "\u22123.0 [\u22126.0, +0.0]", "0.25"]
     assert codes["2"] == ["0.0", "0", "1.100", "", "", ""] and len(codes) == C
