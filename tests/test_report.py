@@ -287,6 +287,18 @@ def test_runs_without_analysis_or_usage_say_so(tmp_path):
     assert "change nothing" in write_page(tmp_path, model)
 
 
+def test_analysis_without_answers(tmp_path):
+    """Broken if what --no-generate leaves out failed the page, or left empty columns of accuracy."""
+    write_page(tmp_path)
+    drop = lambda d: {k: v for k, v in d.items() if k not in (  # noqa: E731
+        "strict", "strict_minus_on", "helped", "hurt", "same", "mcnemar_p", "p_holm")}
+    path = tmp_path / "run" / "analysis.json"
+    path.write_text(json.dumps(json.loads(path.read_text(), object_hook=drop)))
+    report(tmp_path / "run", make(), ENC, ONE, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "accuracy" not in text and "Holm" not in text and "+0.0300 [+0.0100, +0.0500]" in text
+
+
 def test_problems_that_do_not_fit_are_counted(tmp_path):
     """Broken if a problem longer than the context stopped the page, or was left out in silence."""
     long = {"question": "many words " * 200, "answer": "#### 1", "final": "1"}
