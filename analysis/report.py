@@ -122,7 +122,7 @@ def table(caption, head, rows, sortable=False):
 WIDTH, HEIGHT, LEFT, BOTTOM, PAD = 460, 250, 62, 44, 14
 
 
-def ticks(low, high, n=5):
+def ticks(low, high, n=6):
     """At most n + 1 round numbers between low and high."""
     step = 10 ** math.floor(math.log10((high - low) / n))
     step = next(step * m for m in (1, 2, 5, 10) if (high - low) / (step * m) <= n)
@@ -270,20 +270,27 @@ def arms(run, model, analysis):
         return page + ('<p class="note">There is no analysis of this run yet: <code>python eval.py --analyze '
                        f"{esc(run)}</code> fills this part, ablations, transitions and held-out information gain.</p>")
     found = "".join(f"<li{' class=more' if s.startswith(' ') else ''}>{esc(s)}</li>" for s in analysis["findings"])
-    rows = []
+    rows, graded = [], "strict" in analysis["arms"]["on"]
     for name, arm in analysis["arms"].items():
-        strict = "strict" in arm
+        other = name != "on"
         row = [f"<b>{esc(name)}</b> <small>{ARMS.get(name, '')}</small>", f"{arm['nats']:.4f}"]
-        row += ["" if name == "on" else interval(arm["nats_minus_on"]), f"{100 * arm['strict']:.1f}" if strict else ""]
-        if name == "on" or not strict:
-            row += [""] * 4
-        else:
-            row += [interval(arm["strict_minus_on"], 100, 1), arm["helped"], arm["hurt"], f"{arm['mcnemar_p']:.2g}"]
+        row += [interval(arm["nats_minus_on"]) if other else ""]
+        if graded:
+            row += [f"{100 * arm['strict']:.1f}", *([interval(arm["strict_minus_on"], 100, 1), arm["helped"],
+                                                     arm["hurt"], f"{arm['mcnemar_p']:.2g}"] if other else [""] * 4)]
         rows.append(row + ["changes nothing" if arm.get("changes_nothing") else ""])
-    head = ["codes", "nats / answer token", "minus on [95 %]", "accuracy, %", "minus on, points [95 %]", "helped",
-            "hurt", "McNemar p", "note"]
-    return page + f'<ul class="findings">{found}</ul>' + table(
+    head = ["codes", "nats / answer token", "minus on [95 %]"]
+    head += ["accuracy, %", "minus on, points [95 %]", "helped", "hurt", "McNemar p"] * graded + ["note"]
+    page += f'<ul class="findings">{found}</ul>' + table(
         "The same problems under other codes. More nats are worse; helped and hurt count problems.", head, rows)
+    routing = analysis["routing"]
+    if not routing:
+        return page
+    rows = [[esc(kind), f"{own['entropy_bits']:.2f}", *(signed(routers[kind]["cmi_bits"]["excess"], 3)
+                                                        for routers in routing.values()), f"{own['cmi_bits']['p']:.2g}"]
+            for kind, own in routing["trained"].items()]
+    return page + table("What codes tell about a token\u2019s label beyond its position, bits above chance; p of the "
+                        "trained router", ["label", "all there is to tell", *map(esc, routing), "p"], rows)
 
 
 def spans(texts, codes, answer=None, options=""):
@@ -518,7 +525,7 @@ list-style:none;font-size:.76rem;font-variant-numeric:tabular-nums}
 .all li{display:flex;align-items:center;gap:.3rem;padding:1px 2px}
 .all span:last-child{flex:1;text-align:right;white-space:nowrap;
 background:linear-gradient(var(--way),var(--way)) 100% 100%/var(--size) 2px no-repeat}
-.all .routed{outline:2px solid var(--fg);border-radius:.2rem}.best,.worst{font-weight:700}
+.all .routed{outline:2px solid var(--fg);border-radius:.2rem}.end{font-weight:700}
 .chip{display:inline-block;min-width:1.9em;padding:0 .3em;border-radius:.25em;background:var(--fill);text-align:center;
 font:600 .78rem/1.5 ui-monospace,monospace}
 .chip.none{background:none;border:1px dashed var(--soft)}
@@ -578,10 +585,10 @@ document.querySelectorAll(".problem").forEach((problem, number) => {
     all.replaceChildren();
     all.style.gridTemplateRows = `repeat(${Math.ceil(rows.length / 3)}, auto)`;
     for (const row of rows) {
-      const css = [row === best && "best", row === worst && "worst", row.code === c.c && "routed"];
-      const li = make("li", css.filter(Boolean).join(" "), "", all);
+      const end = differ && (row === best || row === worst) ? "end " : "";
+      const li = make("li", end + (row.code === c.c ? "routed" : ""), "", all);
       make("span", row.code === "off" ? "chip none" : "chip k" + row.code, row.code, li);
-      const mark = differ && row === best ? "\u25b2 " : differ && row === worst ? "\u25bc " : "";
+      const mark = end && (row === best ? "\u25b2 " : "\u25bc ");
       const bar = make("span", "", row.code === c.c ? mark + "routed" : mark + sign(row.gain), li);
       bar.style.setProperty("--size", 100 * Math.abs(row.gain) / top + "%");
       bar.style.setProperty("--way", row.gain < 0 ? "var(--bad)" : "var(--accent)");

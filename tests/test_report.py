@@ -72,7 +72,9 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
                                              for i in range(0, 24, 4)],
                              "by_class": {HOSTILE: {"tokens": 9, "gain": [0.1, -0.1, 0.3]},
                                           "digit": {"tokens": 900, "gain": [-0.01, -0.02, 0.0]}}},
-        "routing": {}, "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
+        "routing": {router: {"class": {"entropy_bits": 2.03, "cmi_bits": {"excess": x, "p": x / 2}}}
+                    for router, x in (("trained", 0.13), ("untrained", 0.08), ("random", -0.01))},
+        "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
 
@@ -227,6 +229,7 @@ def test_numbers_of_the_analysis_stand_in_its_tables(elements):
     [off] = [row for row in rows if row and row[0].startswith("off ")]
     assert off[1:] == ["0.5100", "+0.0100 [\u22120.0100, +0.0300]", "49.0", "\u22121.0 [\u22124.0, +2.0]",
                        "3", "9", "0.15", ""]
+    assert ["class", "2.03", "+0.130", "+0.080", "\u22120.010", "0.065"] in rows
     codes = {row[0]: row[1:] for row in rows if len(row) == 7}
     assert codes["1"] == ["30.0", "27", "1.300", "+0.0300 [+0.0100, +0.0500]", "\u22123.0 [\u22126.0, +0.0]", "0.25"]
     assert codes["2"] == ["0.0", "0", "1.100", "", "", ""] and len(codes) == C
@@ -282,6 +285,18 @@ def test_runs_without_analysis_or_usage_say_so(tmp_path):
     model = make()
     torch.nn.init.zeros_(model.codebook.weight)
     assert "change nothing" in write_page(tmp_path, model)
+
+
+def test_analysis_without_answers(tmp_path):
+    """Broken if what --no-generate leaves out failed the page, or left empty columns of accuracy."""
+    write_page(tmp_path)
+    drop = lambda d: {k: v for k, v in d.items() if k not in (  # noqa: E731
+        "strict", "strict_minus_on", "helped", "hurt", "same", "mcnemar_p", "p_holm")}
+    path = tmp_path / "run" / "analysis.json"
+    path.write_text(json.dumps(json.loads(path.read_text(), object_hook=drop)))
+    report(tmp_path / "run", make(), ENC, ONE, tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "accuracy" not in text and "Holm" not in text and "+0.0300 [+0.0100, +0.0500]" in text
 
 
 def test_problems_that_do_not_fit_are_counted(tmp_path):
