@@ -395,10 +395,12 @@ def findings(result):
     # 2
     kinds = result["routing"]["trained"]
     beyond = {kind: r["cmi_bits"] for kind, r in kinds.items() if r["cmi_bits"]["p"] < 0.05 / len(kinds)}
-    more = [kind for kind in beyond
-            if beyond[kind]["excess"] > result["routing"]["untrained"][kind]["cmi_bits"]["excess"]]
+    untrained = {kind: r["cmi_bits"] for kind, r in result["routing"]["untrained"].items()}
+    # beyond what either would vary by chance: half the 95 % ranges of the nulls
+    more = [kind for kind, c in beyond.items() if c["excess"] - untrained[kind]["excess"] > sum(
+        (x["null_high"] - x["null_low"]) / 2 for x in (c, untrained[kind]))]
     told = ", ".join(f"{kind} {c['excess']:.2f} of {kinds[kind]['entropy_bits']:.2f} bits (untrained router "
-                     f"{result['routing']['untrained'][kind]['cmi_bits']['excess']:.2f}, random codes "
+                     f"{untrained[kind]['excess']:.2f}, random codes "
                      f"{result['routing']['random'][kind]['cmi_bits']['excess']:.2f})" for kind, c in beyond.items())
     said.append("2. Is routing input-dependent? " + (
         f"Yes, beyond position. What the codes tell about a token's label at the same position: {told}." if beyond else
