@@ -27,12 +27,19 @@ import train
 from dlr import load_checkpoint
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["torch", "train"])  # found from the root folder
-FLAGS = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--n_rollouts", "2", "--rows",
-         "32", "--epochs", "3", "--save_every", "3", "--eval_rows", "4", "--no-generate", "--device", "cpu",
-         "--no-baseline"]  # 12 steps, 4 checkpoints
+FORK.set_forkserver_preload(["torch._dynamo", "train"])  # the first for the optimizer; the second if started from the root
+FLAGS = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--n_rollouts", "2", "--epochs",
+         "3", "--save_every", "3", "--no-generate", "--device", "cpu", "--no-baseline"]  # 12 steps, 4 checkpoints
 FILES = ["config.json", "metrics.jsonl", *["ckpt.pt"] * 4, "answers.jsonl", "summary.json"]  # as they are put in place
 HALF, WHOLE, PLACED = "half of it written", "written, not in place", "in place"
+
+
+def flags(folder):
+    """For 12 quick steps: FLAGS with 32 short rows, written to a folder."""
+    for split, n in (("train", 32), ("test", 4)):
+        rows = [{"question": f"{i} + {3 * i}?", "answer": f"{'so ' * (i % 4)}#### {4 * i}"} for i in range(n)]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [*FLAGS, "--data", str(folder)]
 
 
 def run(argv, stderr=os.devnull, env={}, die=None):
@@ -123,16 +130,17 @@ def main():
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         folder, begin = Path(folder), time.time()
-        assert finish(start([*FLAGS, "--out", str(folder / "warm-up")])) == [0]
+        base = flags(folder)
+        assert finish(start([*base, "--out", str(folder / "warm-up")])) == [0]
         start_time = time.time()
-        assert finish(start([*FLAGS, "--out", str(folder / "whole")])) == [0]
+        assert finish(start([*base, "--out", str(folder / "whole")])) == [0]
         whole = time.time() - start_time
         print(f"undisturbed: {whole:.2f} s", flush=True)
         moments = [random.Random(args.seed * 1000 + i).uniform(0, whole) for i in range(args.kills)]
         moments += [(n, how) for n in range(1, len(FILES) + 1) for how in (HALF, WHOLE, PLACED)]
         for i, moment in enumerate(moments):
             out = folder / f"run-{i}"
-            argv = [*FLAGS, "--out", str(out)]
+            argv = [*base, "--out", str(out)]
             if isinstance(moment, tuple):
                 process, said = start(argv, die=moment), f"{FILES[moment[0] - 1]} {moment[1]}"
             else:
