@@ -182,7 +182,8 @@ def make_model(cfg):
         saved = load_checkpoint(path)
         model, enc = GPT.from_checkpoint(saved, **codes), load_encoding(saved.get("tokenizer", "wordproblems"))
     if enc.n_vocab > model.config.vocab_size:
-        raise ValueError(f"--init_from {path}: its tokenizer has {enc.n_vocab} tokens, the model {model.config.vocab_size}")
+        raise ValueError(f"--init_from {path}: its tokenizer has {enc.n_vocab} tokens, "
+                         f"the model {model.config.vocab_size}")
     return model, enc
 
 

@@ -27,9 +27,9 @@ import train
 from dlr import load_checkpoint
 
 FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["torch._dynamo", "train"])  # the first for the optimizer; the second if started from the root
-FLAGS = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--n_rollouts", "2", "--epochs",
-         "3", "--save_every", "3", "--no-generate", "--device", "cpu", "--no-baseline"]  # 12 steps, 4 checkpoints
+FORK.set_forkserver_preload(["torch._dynamo", "train"])  # what the optimizer imports; ours, if started from the root
+FLAGS = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--n_rollouts", "2",
+         "--epochs", "3", "--save_every", "3", "--no-generate", "--device", "cpu", "--no-baseline"]  # 12 steps
 FILES = ["config.json", "metrics.jsonl", *["ckpt.pt"] * 4, "answers.jsonl", "summary.json"]  # as they are put in place
 HALF, WHOLE, PLACED = "half of it written", "written, not in place", "in place"
 
@@ -42,9 +42,9 @@ def flags(folder):
     return [*FLAGS, "--data", str(folder)]
 
 
-def run(argv, stderr=os.devnull, env={}, die=None):
+def run(argv, stderr=os.devnull, env=None, die=None):
     """The process: train.py with these flags. die (n, how): it kills itself around the n-th file put in place."""
-    os.environ.update(env)
+    os.environ.update(env or {})
     for stream, to in ((1, os.devnull), (2, stderr)):
         os.dup2(os.open(to, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     torch.set_num_threads(1)

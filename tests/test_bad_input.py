@@ -211,21 +211,24 @@ CASES = [  # what is wrong, the script, words of the error, how to make it
         t("--data", str(d / "data"), "--eval_rows", "-1")(d))[2]),
     # checkpoints
     ("checkpoint: none", "train.py", "none.pt", t("--init_from", "none.pt")),
-    ("checkpoint: empty", "train.py", "x.pt", lambda d: ((d / "x.pt").touch(), t("--init_from", str(d / "x.pt"))(d))[1]),
+    ("checkpoint: empty", "train.py", "x.pt",
+     lambda d: ((d / "x.pt").touch(), t("--init_from", str(d / "x.pt"))(d))[1]),
     ("checkpoint: text", "train.py", "x.pt: not a readable checkpoint", raw(b"hello")),
     ("checkpoint: cut", "train.py", "x.pt: not a readable checkpoint", raw(train.BASE.read_bytes()[:4000])),
     ("checkpoint: a pickle that runs code", "train.py", "x.pt: not a readable checkpoint", raw(pickle.dumps(Bomb()))),
     ("checkpoint: code in torch's own format", "train.py", "not a readable checkpoint", ckpt(lambda s: {"x": Bomb()})),
     ("checkpoint: another dict", "train.py", "x.pt: not a checkpoint of train.py", ckpt(lambda s: {"weights": 1})),
     ("checkpoint: a list", "train.py", "x.pt: not a checkpoint of train.py", ckpt(lambda s: [1, 2])),
-    ("checkpoint: a config that is none", "train.py", "not a checkpoint of train.py", ckpt(lambda s: {**s, "config": 5})),
+    ("checkpoint: a config that is none", "train.py", "not a checkpoint of train.py",
+     ckpt(lambda s: {**s, "config": 5})),
     ("checkpoint: weights that are none", "train.py", "not a checkpoint of train.py", ckpt(
         lambda s: {**s, "model": dict.fromkeys(s["model"], 1.0)})),
     ("checkpoint: a field from another version", "train.py", "x.pt: no GPT has this config.*n_experts", ckpt(
         lambda s: s["config"].update(n_experts=8))),
     ("checkpoint: a field missing", "train.py", "x.pt: no GPT has this config.*n_embd", ckpt(
         lambda s: drop(s["config"], "n_embd"))),
-    ("checkpoint: a billion layers", "train.py", "1000000000 layers", ckpt(lambda s: s["config"].update(n_layer=10**9))),
+    ("checkpoint: a billion layers", "train.py", "1000000000 layers",
+     ckpt(lambda s: s["config"].update(n_layer=10**9))),
     ("checkpoint: a tensor missing", "train.py", r"missing \['norm.weight'\]", ckpt(
         lambda s: drop(s["model"], "norm.weight"))),
     ("checkpoint: a tensor too many", "train.py", r"surplus \['x'\]", ckpt(
@@ -250,31 +253,37 @@ CASES = [  # what is wrong, the script, words of the error, how to make it
     ("folder: fewer tokens than its tokenizer", "train.py", "tokenizer has 257 tokens, the model 200", hf(
         lambda d: GPT(GPTConfig(200, 256, 2, 2, 1, 32)).save_pretrained(d))),
     ("folder: no weights", "train.py", "model.safetensors", hf(lambda d: (d / "model.safetensors").unlink())),
-    ("weights: empty", "train.py", "not a readable safetensors", hf(lambda d: (d / "model.safetensors").write_bytes(b""))),
+    ("weights: empty", "train.py", "not a readable safetensors",
+     hf(lambda d: (d / "model.safetensors").write_bytes(b""))),
     ("weights: a header of 2^60 bytes", "train.py", "not a readable safetensors", hf(
         lambda d: (d / "model.safetensors").write_bytes(struct.pack("<Q", 2**60) + b"{}"))),
     ("weights: a header of 99 MB in a small file", "train.py", "not a readable safetensors", hf(
         lambda d: (d / "model.safetensors").write_bytes(struct.pack("<Q", 99_000_000) + b"{}"))),
     ("weights: a header that is not JSON", "train.py", "not a readable safetensors", tensors(lambda h: b"{'a': 1}")),
-    ("weights: a header nested beyond reason", "train.py", "not a readable safetensors", tensors(lambda h: b"[" * 99_999)),
+    ("weights: a header nested beyond reason", "train.py", "not a readable safetensors",
+     tensors(lambda h: b"[" * 99_999)),
     ("weights: beyond the end", "train.py", "not a readable safetensors", tensors(
         lambda h: first(h, "data_offsets", [0, 2**40]))),
     ("weights: overlapping", "train.py", "not a readable safetensors", tensors(
         lambda h: [first(h, "data_offsets", v["data_offsets"]) for v in [*h.values()][-1:]] and None)),
-    ("weights: backwards", "train.py", "not a readable safetensors", tensors(lambda h: first(h, "data_offsets", [9, 1]))),
+    ("weights: backwards", "train.py", "not a readable safetensors",
+     tensors(lambda h: first(h, "data_offsets", [9, 1]))),
     ("weights: another size than the shape says", "train.py", "not a readable safetensors", tensors(
         lambda h: first(h, "shape", [3, 3]))),
     ("weights: a shape that overflows", "train.py", "not a readable safetensors", tensors(
         lambda h: first(h, "shape", [2**62, 2**62]))),
     ("weights: integers", "train.py", "expected .*got .'I32'", tensors(lambda h: first(h, "dtype", "I32"))),
     ("weights: an unknown type", "train.py", "not a readable safetensors", tensors(lambda h: first(h, "dtype", "F99"))),
-    ("index: up and out", "train.py", "'../outside.safetensors'", index({"model.norm.weight": "../outside.safetensors"})),
-    ("index: absolute", "train.py", "'/etc/passwd.safetensors'", index({"model.norm.weight": "/etc/passwd.safetensors"})),
+    ("index: up and out", "train.py", "'../outside.safetensors'",
+     index({"model.norm.weight": "../outside.safetensors"})),
+    ("index: absolute", "train.py", "'/etc/passwd.safetensors'",
+     index({"model.norm.weight": "/etc/passwd.safetensors"})),
     ("index: a list", "train.py", "weight_map", index(["a.safetensors"])),
     ("index: no such shard", "train.py", "b.safetensors", index({"model.norm.weight": "b.safetensors"})),
     # tokenizers
     ("tokenizer: not JSON", "train.py", "tokenizer.json is not a tokenizer", tokenizer(lambda s: "{")),
-    ("tokenizer: nested beyond reason", "train.py", "tokenizer.json is not a tokenizer", tokenizer(lambda s: "[" * 99_999)),
+    ("tokenizer: nested beyond reason", "train.py", "tokenizer.json is not a tokenizer",
+     tokenizer(lambda s: "[" * 99_999)),
     ("tokenizer: an endless number", "train.py", "tokenizer.json is not a tokenizer", tokenizer(lambda s: "9" * 5000)),
     ("tokenizer: a regex that never ends", "train.py", "only those of SmolLM2", tokenizer(lambda s: s.update(
         pre_tokenizer={"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Isolated", "invert": False}))),

@@ -1,11 +1,10 @@
-"""Kills, Ctrl-C, full disks, memory, two runs in one folder, other versions: what a run leaves behind and how it goes on."""
+"""Kills, Ctrl-C, full disks, memory, two runs in one folder, other versions: what is left, and how it goes on."""
 
 import os
 import signal
 import time
 from pathlib import Path
 
-import faults
 import pytest
 import torch
 from faults import FILES, HALF, PLACED, WHOLE, again, assert_same, finish, flags, start, start_two, steps, wait_for_step
