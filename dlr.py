@@ -573,6 +573,8 @@ class GPT(nn.Module):
             config = GPTConfig(**{**config, **overrides})
         except (TypeError, ValueError) as e:
             raise ValueError(f"{source}: no GPT has this config: {e}") from e
+        if config.n_layer > len(shapes):  # before the blocks are built, however many
+            raise ValueError(f"{source}: the config has {config.n_layer} layers, the weights are {len(shapes)} tensors")
         with torch.device(device or torch.get_default_device()):
             model = cls(config)
 
@@ -637,8 +639,9 @@ def load_checkpoint(path):
         raise
     except Exception as e:  # torch.load fails in many ways on a truncated or foreign file
         raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); truncated or foreign") from e
-    if not isinstance(saved, dict) or not {"config", "model"} <= saved.keys():
-        raise ValueError(f"{path}: not a checkpoint of train.py; it must hold 'config' and 'model'")
+    config, model = (saved.get(k) if isinstance(saved, dict) else None for k in ("config", "model"))
+    if not isinstance(config, dict) or not isinstance(model, dict) or not all(map(torch.is_tensor, model.values())):
+        raise ValueError(f"{path}: not a checkpoint of train.py; it must hold 'config', and 'model' with its weights")
     return {**saved, "path": str(path)}
 
 
@@ -665,7 +668,7 @@ def read_json(path, text=None):
     """The JSON object in a file, or in `text` from it; ValueError names a file that holds none."""
     try:
         found = json.loads(path.read_text(encoding="utf-8") if text is None else text)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: not JSON ({e})") from e
     if not isinstance(found, dict):
         raise ValueError(f"{path}: must hold a JSON object, got {found!r}")

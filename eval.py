@@ -381,6 +381,8 @@ def write(path, save):
     try:
         save(tmp)
         os.replace(tmp, path)
+    except (OSError, RuntimeError) as e:  # torch.save says RuntimeError when the disk is full
+        raise OSError(f"cannot write {path}: {e}") from e
     finally:
         tmp.unlink(missing_ok=True)
 

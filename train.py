@@ -23,12 +23,18 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 import torch
 import torch.distributed as dist
@@ -37,7 +43,7 @@ from tqdm import tqdm
 
 from data.baselines import N_PAUSE, VQ_CHUNK, VQ_CODES, assort, solution_chunks, vqvae_codes
 from data.tokens import collate, encode_rows, load_encoding, load_rows
-from dlr import GPT, GPTConfig, load_checkpoint
+from dlr import GPT, GPTConfig, load_checkpoint, read_json
 from eval import ARMS, bootstrap, evaluate, grade, precision, table, write
 
 BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
@@ -142,11 +148,14 @@ def parse(argv):
         path = Path(cfg.out) / "config.json"
         if not path.exists():
             raise ValueError(f"--resume: {path} not found; --out must name a folder made by train.py")
+        saved, known = read_json(path), {f.name for f in dataclasses.fields(Config)}
+        if saved.keys() != known:
+            raise ValueError(f"--resume: {path} is not of this version of train.py: it lacks the settings "
+                             f"{sorted(known - saved.keys())} and has the unknown {sorted(saved.keys() - known)}")
         try:
-            cfg = dataclasses.replace(Config(**json.loads(path.read_text())), resume=True, out=cfg.out)
+            return Config(**{**saved, "resume": True, "out": cfg.out})
         except TypeError as e:
-            raise ValueError(f"--resume: {path} is not of this version of train.py: {e}") from e
-        return cfg
+            raise ValueError(f"--resume: {path} has a setting of a wrong type: {e}") from e
     fixed = FIXED.get(cfg.method, {})
     for name, value in fixed.items():
         if name in given and getattr(cfg, name) != value:
@@ -168,13 +177,36 @@ def make_model(cfg):
     path = BASE if cfg.init_from == "base" else Path(cfg.init_from)
     if path.is_dir():
         enc = load_encoding(cfg.init_from)  # before the weights: it fails fast on a folder that is no model
-        return GPT.from_pretrained(path, block_size=cfg.block_size, **codes), enc
-    saved = load_checkpoint(path)
-    return GPT.from_checkpoint(saved, **codes), load_encoding(saved.get("tokenizer", "wordproblems"))
+        model = GPT.from_pretrained(path, block_size=cfg.block_size, **codes)
+    else:
+        saved = load_checkpoint(path)
+        model, enc = GPT.from_checkpoint(saved, **codes), load_encoding(saved.get("tokenizer", "wordproblems"))
+    if enc.n_vocab > model.config.vocab_size:
+        raise ValueError(f"--init_from {path}: its tokenizer has {enc.n_vocab} tokens, "
+                         f"the model {model.config.vocab_size}")
+    return model, enc
 
 
-def train(cfg):
-    """One run from start to end; returns the evaluation's summary (None on other processes and without evaluation)."""
+@contextlib.contextmanager
+def alone_in(folder):
+    """No second run can enter the folder meanwhile; a lock that goes with the process, however it ends."""
+    fd = os.open(folder, os.O_RDONLY) if fcntl else None
+    try:
+        if fcntl:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as e:
+        raise ValueError(f"--out {folder}: another run is at work in this folder") from e
+    finally:
+        if fcntl:
+            os.close(fd)
+
+
+def train(cfg, held):
+    """
+    One run from start to end; returns the evaluation's summary (None on other processes and without evaluation).
+    `held`: the caller's ExitStack, which keeps the run's folder locked.
+    """
     # Where to run.
     out = Path(cfg.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -265,26 +297,37 @@ def train(cfg):
     if rank > 0:
         torch.manual_seed(cfg.seed + rank)  # each process draws its own rollouts
     usage = torch.zeros(cfg.n_codes)  # running count of each code among the router's choices
+    if rank == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        held.enter_context(alone_in(out))
+        if not cfg.resume and (out / "config.json").exists():
+            raise ValueError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
     if cfg.resume and (out / "ckpt.pt").exists():
         saved = load_checkpoint(out / "ckpt.pt")
-        if len(saved["rng"]) != world:
-            raise ValueError(f"--resume: {out} was made by {len(saved['rng'])} processes, this is {world}; use as many")
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        torch.set_rng_state(saved["rng"][rank][0])
-        if device == "cuda" and saved["rng"][rank][1] is not None:  # None: it was saved on a CPU
-            torch.cuda.set_rng_state(saved["rng"][rank][1])
-        step, seconds, busy = saved["step"], saved["seconds"], saved["busy"]
-        usage, said = saved["usage"], saved["said"]
+        try:
+            mine, other = ({k: v for k, v in c.items() if k not in ("out", "resume")}
+                           for c in (dataclasses.asdict(cfg), saved["train"]))
+            if mine != other:
+                differ = sorted(k for k in mine.keys() | other.keys() if mine.get(k) != other.get(k))
+                raise ValueError(f"its settings differ from config.json in {differ}")
+            if len(saved["rng"]) != world:
+                raise ValueError(f"it was made by {len(saved['rng'])} processes, this is {world}; use as many")
+            model.load_state_dict(saved["model"])
+            optimizer.load_state_dict(saved["optimizer"])
+            torch.set_rng_state(saved["rng"][rank][0])
+            if device == "cuda" and saved["rng"][rank][1] is not None:  # None: it was saved on a CPU
+                torch.cuda.set_rng_state(saved["rng"][rank][1])
+            step, seconds, busy = saved["step"], saved["seconds"], saved["busy"]
+            usage, said = saved["usage"], saved["said"]
+        except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e:
+            reason = f"it lacks {e}" if isinstance(e, KeyError) else " ".join(str(e).split())[:500]
+            raise ValueError(f"--resume: cannot go on from {out / 'ckpt.pt'}: {reason}") from e
         say(f"resumed {out} at step {step}")
     if rank == 0 and not cfg.resume:
-        if (out / "config.json").exists():
-            raise ValueError(f"--out {out} already holds a run; continue it with --resume or choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
         write(out / "config.json", lambda p: p.write_text(json.dumps(dataclasses.asdict(cfg), indent=1)))
     if rank == 0:  # drop the lines of steps that will be done again
         done = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
-        done = [line for line in done if line.endswith("}") and json.loads(line)["step"] <= step]
+        done = [line for line in done if line.endswith("}") and json.loads(line)["step"] <= step]  # the last may be cut
         write(out / "metrics.jsonl", lambda p: p.write_text("".join(line + "\n" for line in done)))
 
     def save():
@@ -299,9 +342,10 @@ def train(cfg):
         if rank == 0:
             write(out / "ckpt.pt", lambda p: torch.save(state, p))
 
-    stop = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once (so does the first of torchrun)
-    if world == 1:
-        signal.signal(signal.SIGINT, lambda *_: stop.append(1) if not stop else sys.exit(130))
+    # Ctrl-C ends the step, saves and leaves; a second one leaves at once. torchrun passes it on to every process.
+    stop = []
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if stop and world == 1 else stop.append(1))
+    told = stop  # of several processes: whether any was told to stop, the same everywhere, since all must leave at once
     if cfg.compile:  # block by block: what is ragged and depends on the labels stays eager
         for layer in model.layers:
             layer.compile(dynamic=True)
@@ -310,7 +354,7 @@ def train(cfg):
         graded = DistributedDataParallel(graded)
     bar = tqdm(total=steps, initial=step, desc=cfg.method, disable=rank > 0 or None, dynamic_ncols=True)
     log = open(out / "metrics.jsonl", "a") if rank == 0 else None
-    while step < steps and not stop:
+    while step < steps and not told:
         start, start_busy = time.time(), time.process_time()
         # learning rate: linear warm-up, then a cosine to 0
         w = cfg.warmup * steps
@@ -341,9 +385,10 @@ def train(cfg):
             for name, value in {"loss": loss.detach(), **terms}.items():
                 metrics[name] = metrics.get(name, 0.0) + share * value.item()
         if world > 1:  # the metrics of the whole batch
-            total = torch.tensor(list(metrics.values()), device=device)
+            total = torch.tensor([*metrics.values(), len(stop)], device=device)
             dist.all_reduce(total)
-            metrics = dict(zip(metrics, total.tolist()))
+            *values, told = total.tolist()
+            metrics = dict(zip(metrics, values))
 
         # update
         if lm:
@@ -373,17 +418,17 @@ def train(cfg):
             log.flush()
             shown = [k for k in ("loss", "info_gain", "active", "perplexity") if k in metrics]
             bar.set_postfix({k: f"{metrics[k]:.3f}" for k in shown})
-        if step % cfg.save_every == 0 or step == steps or stop:
+        if step % cfg.save_every == 0 or step == steps or told:
             save()
         bar.update()
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if told:
+        say(f"interrupted at step {step}; go on with: python train.py --resume --out {cfg.out}")
+        sys.exit(130)
     if rank > 0:
         return None
     log.close()
-    if stop:
-        say(f"interrupted at step {step}; go on with: python train.py --resume --out {cfg.out}")
-        sys.exit(130)
 
     # A base checkpoint is the plain language model in bfloat16: half the bytes, no codes.
     if cfg.method == "pretrain":
@@ -400,21 +445,29 @@ def train(cfg):
                                     suffix=suffix)
     summary |= {"method": cfg.method, "split": cfg.eval_split, "steps": steps, "train_seconds": round(seconds, 1),
                 "compute_seconds": round(busy, 1)}
-    write(out / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1)))
     write(out / "answers.jsonl", lambda p: p.write_text("".join(json.dumps(r) + "\n" for r in records)))
+    write(out / "summary.json", lambda p: p.write_text(json.dumps(summary, indent=1)))  # last: it says "finished"
     return summary
 
 
 def main(argv=None):
     try:
         cfg = parse(sys.argv[1:] if argv is None else argv)
-        runs = {cfg.method: (train(cfg), cfg.out)}
-        if cfg.method == "dlr" and cfg.baseline:  # the same rows, steps and rates, without codes
-            sft = dataclasses.replace(cfg, method="sft", out=f"{cfg.out}/sft",
-                                      resume=cfg.resume and Path(cfg.out, "sft", "config.json").exists())
-            runs["sft"] = train(sft), sft.out
+        with contextlib.ExitStack() as held:
+            runs = {cfg.method: (train(cfg, held), cfg.out)}
+            if cfg.method == "dlr" and cfg.baseline:  # the same rows, steps and rates, without codes
+                sft = dataclasses.replace(cfg, method="sft", out=f"{cfg.out}/sft",
+                                          resume=cfg.resume and Path(cfg.out, "sft", "config.json").exists())
+                runs["sft"] = train(sft, held), sft.out
     except (ValueError, OSError, FloatingPointError, ImportError) as e:
         print(f"train.py: error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and not re.search(
+                "can.t allocate memory|not enough memory|out of memory|size calculation overflowed", str(e)):
+            raise
+        print(f"train.py: error: out of memory ({' '.join(str(e).split())[:200]}). What a step needs shrinks with a "
+              f"larger --grad_accum, fewer --n_rollouts, a smaller --batch_size or --block_size", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:  # during the evaluation: training is saved, --resume evaluates again
         sys.exit(130)

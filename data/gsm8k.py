@@ -44,13 +44,16 @@ def main(argv=None):
         if found != expected:
             parser.error(f"{place} is not the official file: its sha256 is {found}, expected {expected}")
 
-    os.makedirs(args.out, exist_ok=True)
-    for name, content in contents.items():
-        path = os.path.join(args.out, name)
-        with open(path + ".tmp", "wb") as f:
-            f.write(content)
-        os.replace(path + ".tmp", path)
-        print(f"wrote {path}: {len(content.splitlines())} problems")
+    try:
+        os.makedirs(args.out, exist_ok=True)
+        for name, content in contents.items():
+            path = os.path.join(args.out, name)
+            with open(path + ".tmp", "wb") as f:
+                f.write(content)
+            os.replace(path + ".tmp", path)
+            print(f"wrote {path}: {len(content.splitlines())} problems")
+    except OSError as error:
+        parser.error(f"--out {args.out}: {error}")
 
 
 if __name__ == "__main__":

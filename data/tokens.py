@@ -69,7 +69,7 @@ def load_encoding(name):
             ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, f)}
         pattern, special = wordproblems.BPE_PATTERN, {END: len(ranks)}
         return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
-    path = os.path.join(name, "tokenizer.json")
+    path = os.path.join(str(name), "tokenizer.json")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"tokenizer {name!r} is neither 'wordproblems' nor a folder with a tokenizer.json")
     try:
@@ -243,13 +243,13 @@ def collate(items, pad=0):
 def read_jsonl(path):
     """The rows (question, answer, final) of a jsonl file. Raises ValueError naming file and line of a bad one."""
     rows = []
-    with open(path, encoding="utf-8") as f:
+    with open(path, "rb") as f:
         for number, line in enumerate(f, 1):
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode("utf-8"))
                 question, answer = row["question"].strip(), row["answer"].strip()
                 _, final = answer.split("####")
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 question = final = ""
             if not question or not final.strip():
                 raise ValueError(

@@ -134,42 +134,6 @@ def test_two_processes_train_like_one(tmp_path, method):
         torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3, msg=name)
 
 
-def bad_inputs(tmp_path):
-    (tmp_path / "cut.pt").write_bytes(train.BASE.read_bytes()[:4000] if train.BASE.exists() else b"no")
-    for name, text in (("empty", ""), ("broken", "{no json}\n"), ("long", json.dumps(
-            {"question": "Why? " * 900, "answer": "x\n#### 1"}) + "\n")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "train.jsonl").write_text(text)
-    (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "config.json").write_text("{}")
-    return [
-        (["--bogus", "1"], "--bogus"), (["--batch", "1"], "--batch"), (["--method", "rl"], "rl"),
-        (["--lr", "x"], "--lr"),
-        (["--lr", "nan"], "--lr"), (["--lr", "-1"], "--lr"), (["--epochs", "0"], "--epochs"),
-        (["--batch_size", "0"], "--batch_size"), (["--batch_size", "6", "--grad_accum", "4"], "--grad_accum"),
-        (["--n_codes", "0"], "n_codes"), (["--chunk", "0"], "chunk"), (["--steer_layer", "99"], "steer_layer"),
-        (["--init_from", str(tmp_path / "none.pt")], "none.pt"), (["--init_from", str(tmp_path / "cut.pt")], "cut.pt"),
-        (["--init_from", str(tmp_path)], "tokenizer.json"), (["--data", "gsm9k"], "gsm9k"),
-        (["--data", str(tmp_path / "empty")], "empty"), (["--data", str(tmp_path / "broken")], "line 1"),
-        (["--data", str(tmp_path / "long"), "--rows", "0"], "block_size"), (["--resume"], "--out"),
-        (["--resume", "--out", str(tmp_path / "none")], "none"), (["--rows", "-3"], "--rows"),
-        (["--out", str(tmp_path / "used")], "already holds a run"), (["--select", "best"], "best"),
-        (["--eval_rows", "9", "--eval_split", "tst"], "tst"), (["--method", "pretrain", "--rows", "1"], "--block_size"),
-        (["--warmup", "1"], "--warmup"), (["--temperature", "-1"], "--temperature"), (["--device", "tpu"], "tpu")]
-
-
-def test_bad_input_is_one_clear_error_and_leaves_nothing(tmp_path, capsys):
-    """Broken if a wrong flag or file were ignored, crashed with a traceback, or left a half-made run."""
-    for argv, words in bad_inputs(tmp_path):
-        out = tmp_path / "new"
-        with pytest.raises(SystemExit) as stop:
-            train.main([*SMALL, *([] if "--resume" in argv or "--out" in argv else ["--out", str(out)]), *argv]
-                       if "--resume" not in argv else argv)
-        error = capsys.readouterr().err
-        assert stop.value.code == 2 and words in error and "Traceback" not in error, (argv, error)
-        assert not out.exists(), f"{argv} left something behind"
-
-
 def test_a_checkpoint_keeps_its_tokenizer_and_its_codes(tmp_path, capsys):
     """Broken if training on from a checkpoint silently changed its tokenizer or how its codes are laid out."""
     train.main([*SMALL, "--chunk", "2", "--out", str(tmp_path / "a")])
