@@ -293,9 +293,11 @@ class GPT(nn.Module):
     def token_logp(self, h, targets, *where):
         """log p(x_t | x_<t) for states h (B, T, H) just above l*, steered or not -> (B, T) nats, 0 where unlabelled."""
         labelled = targets >= 0
-        logits = self.lm_head(self.upper(h, *where)[labelled]).float()  # (L, V): the head runs only where labels are
+        x, y = self.upper(h, *where)[labelled], targets[labelled]  # (L, H), (L,): the head runs only where labels are
+        nll = [F.cross_entropy(self.lm_head(a).float(), b, reduction="none")  # logits of (1024, V) at a time
+               for a, b in zip(x.split(1024), y.split(1024))]
         logp = torch.zeros(targets.shape, device=h.device)
-        logp[labelled] = -F.cross_entropy(logits, targets[labelled], reduction="none")
+        logp[labelled] = -torch.cat(nll)
         return logp
 
     @torch.no_grad()
@@ -480,14 +482,14 @@ class GPT(nn.Module):
         cache, slot = self._cache(B, P + new_tokens, range(cfg.n_layer)), torch.arange(P + new_tokens, device=device)
         seen = ((slot <= last[:, None]) | (slot >= P))[:, None, None]  # (B, 1, 1, slots)
 
-        # The prompts, all positions at once, 16 rows of similar length a time; then one token for each row at a time.
-        states, current = [], []
-        for j in range(0, B, 16):
-            g, ends = slice(j, j + 16), (every[: min(16, B - j)], last[j : j + 16])
+        # The prompts, all positions at once, in quarters of similar length; then one token for each row at a time.
+        states, current, quarter = [], [], math.ceil(B / 4)
+        for j in range(0, B, quarter):
+            g, ends = slice(j, j + quarter), (every[: min(quarter, B - j)], last[j : j + quarter])
             part = {i: [t[g] for t in kv] for i, kv in cache.items()}
             h = self.lower(x[g, : lens[owner[g][-1]]], None, part)
             if routed:
-                z = self.router_logits(h[:, ::K])  # (16, chunks of the longest prompt, C)
+                z = self.router_logits(h[:, ::K])  # (rows, chunks of their longest prompt, C)
                 chunk = torch.arange(z.size(1), device=device).expand(len(z), -1)
                 own = choose(z, row[g, None].expand_as(chunk), chunk)
                 current.append(own[ends[0], ends[1] // K])
@@ -525,10 +527,10 @@ class GPT(nn.Module):
             where = last[:, None], cache, at, seen[..., : at + 1]
             h = self.lower(new[:, None], *where)  # (B, 1, H)
             if routed:
-                first = last % K == 0  # a new chunk
+                first = (last % K == 0).nonzero()[:, 0]  # rows that begin a chunk
                 codes[first] = choose(self.router_logits(h[first, 0]), row[first], last[first] // K)
             if not off:
-                h = self.steer(h, (codes if routed else codes[every, last // K])[:, None])
+                h = h + cfg.steer_scale * self.codebook(codes if routed else codes[every, last // K])[:, None]
             x = self.upper(h, *where)[:, 0]
 
     # ------------------------------------------------------------------------------------------------------------------
