@@ -19,6 +19,7 @@ Letters used in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T/K
 N rollouts, V vocabulary, L labelled positions of the batch.
 """
 
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ import torch
 import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
@@ -119,7 +121,10 @@ def rotate(x, cos, sin):
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention. With a cache, keys and values are written at `pos`, and read up to it."""
+    """
+    Causal grouped-query attention. With a cache (keys, values), each (B, kv heads, slots, hd), those of x go to slots
+    at..at+T-1; x then sees the slots that `seen` (B or 1, 1, T, at + T) allows, by default (at = 0) itself, causally.
+    """
 
     def __init__(self, config):
         super().__init__()
@@ -131,7 +136,7 @@ class Attention(nn.Module):
         self.q_norm = nn.RMSNorm(self.hd, eps=config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = nn.RMSNorm(self.hd, eps=config.norm_eps) if config.qk_norm else nn.Identity()
 
-    def forward(self, x, cos, sin, pos=None, cache=None):
+    def forward(self, x, cos, sin, cache=None, at=0, seen=None):
         B, T, H = x.size()
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)  # (B, kv heads, T, hd)
@@ -140,14 +145,11 @@ class Attention(nn.Module):
         q, k = self.q_norm(q.to(x.dtype)), self.k_norm(k.to(x.dtype))
         q, k = (rotate(t, cos, sin).to(v.dtype) for t in (q, k))
         gqa = self.n_head != self.n_kv_head
-        if cache is None:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=gqa)
-        else:
-            keys, values = cache  # (B, kv heads, S, hd) each; what lies beyond a row's position is never read
-            rows, S = torch.arange(B, device=x.device)[:, None], keys.size(2)
-            keys[rows, :, pos], values[rows, :, pos] = k.transpose(1, 2), v.transpose(1, 2)
-            seen = torch.arange(S, device=x.device) <= pos[:, None, :, None]  # (B, 1, T, S)
-            y = F.scaled_dot_product_attention(q, keys, values, attn_mask=seen, enable_gqa=gqa)
+        if cache is not None:
+            for slots, new in zip(cache, (k, v)):
+                slots[:, :, at : at + T] = new
+            k, v = (slots[:, :, : at + T] for slots in cache)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=seen is None, enable_gqa=gqa)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.n_head * self.hd))
 
 
@@ -183,6 +185,7 @@ class GPT(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
+        self.checkpointing = False  # True: recompute each block's activations in backward, to save memory
         self.embed_tokens = nn.Embedding(config.vocab_size, config.n_embd)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
@@ -212,26 +215,40 @@ class GPT(nn.Module):
     # ------------------------------------------------------------------------------------------------------------------
     # The model, in the order in which data flows: lower half, route, steer, upper half.
 
-    def lower(self, idx, pos=None, cache=None):
+    def lower(self, idx, *where):
         """Embedding and the first l* blocks, never steered: idx (B, T) -> h (B, T, H)."""
-        return self._blocks(self.embed_tokens(idx), range(self.config.steer_layer), pos, cache)
+        return self._blocks(self.embed_tokens(idx), range(self.config.steer_layer), *where)
 
-    def upper(self, h, pos=None, cache=None):
+    def upper(self, h, *where):
         """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""
-        return self.norm(self._blocks(h, range(self.config.steer_layer, self.config.n_layer), pos, cache))
+        return self.norm(self._blocks(h, range(self.config.steer_layer, self.config.n_layer), *where))
 
-    def _blocks(self, x, which, pos, cache):
+    def _blocks(self, x, which, pos=None, cache=None, at=0, seen=None):
+        """pos (B or 1, T): positions, by default 0..T-1; cache {block: (keys, values)}, at and seen as in Attention."""
         where = slice(x.size(1)) if pos is None else pos
         cos, sin = (t[where].view(-1, 1, x.size(1), t.size(-1)).to(x.dtype) for t in (self.cos, self.sin))
         for i in which:
-            x = self.layers[i](x, cos, sin, pos, cache and cache[i])
+            if self.checkpointing and torch.is_grad_enabled():  # keep a block's input only, run it again for backward
+                x = checkpoint(self.layers[i], x, cos, sin, use_reentrant=False)
+            else:
+                x = self.layers[i](x, cos, sin, cache and cache[i], at, seen)
         return x
+
+    def _cache(self, B, slots, blocks):
+        """Empty keys and values for Attention: {block: [(B, kv heads, slots, hd)] * 2}."""
+        cfg, weight = self.config, self.embed_tokens.weight
+        dtype, kind = weight.dtype, weight.device.type
+        if torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)
+        shape = (B, cfg.n_kv_head, slots, cfg.head_dim)
+        return {i: [torch.zeros(shape, dtype=dtype, device=weight.device) for _ in range(2)] for i in blocks}
 
     def router_logits(self, h):
         """z = W_rt sg(h) for states h (..., H) -> (..., C). sg: routing losses train the router, never the LM."""
-        h = h.detach()
-        z = self.router(F.rms_norm(h, h.shape[-1:], eps=1e-6) if self.config.route_norm else h)
-        return z.float().clone()  # a copy, since torch.compile (2.13) replays a view wrongly across graph breaks
+        h = h.detach().to(self.router.weight.dtype)
+        with torch.autocast(h.device.type, enabled=False):  # in float32: bfloat16 would tie codes that lie close
+            z = self.router(F.rms_norm(h, h.shape[-1:], eps=1e-6) if self.config.route_norm else h)
+        return z.clone()  # a copy, since torch.compile (2.13) replays a view wrongly across graph breaks
 
     def steer(self, h, codes):
         """h_t += alpha * e_{a_m(t)}: h (B, T, H), codes (B, M). The grid starts at each row's first token."""
@@ -273,19 +290,22 @@ class GPT(nn.Module):
     # ------------------------------------------------------------------------------------------------------------------
     # Training: search, select, update.
 
-    def token_logp(self, h, targets):
+    def token_logp(self, h, targets, *where):
         """log p(x_t | x_<t) for states h (B, T, H) just above l*, steered or not -> (B, T) nats, 0 where unlabelled."""
         labelled = targets >= 0
-        logits = self.lm_head(self.upper(h)[labelled]).float()  # (L, V): the head runs only where there is a label
+        x, y = self.upper(h, *where)[labelled], targets[labelled]  # (L, H), (L,): the head runs only where labels are
+        nll = [F.cross_entropy(self.lm_head(a).float(), b, reduction="none")  # logits of (1024, V) at a time
+               for a, b in zip(x.split(1024), y.split(1024))]
         logp = torch.zeros(targets.shape, device=h.device)
-        logp[labelled] = -F.cross_entropy(logits, targets[labelled], reduction="none")
+        logp[labelled] = -torch.cat(nll)
         return logp
 
     @torch.no_grad()
-    def rollouts(self, h, z, targets, n_rollouts, temperature, greedy_first=False):
+    def rollouts(self, h, z, targets, n_rollouts, temperature, greedy_first=False, answer_only=False):
         """
         SEARCH: draw N code sequences, a_m ~ softmax(z_m / tau_i), and score each. Returns codes (N, B, M) and their
         per-token log p(x_t | x_<t, a), (N, B, T). `temperature` is one tau or one for each rollout; tau 0 is greedy.
+        answer_only: draw from the chunk before the first label's on; the prompt's others keep the router's argmax.
         """
         tau = torch.as_tensor(temperature, dtype=torch.float32, device=z.device)
         if n_rollouts < 1 or tau.dim() > 1 or (tau.dim() == 1 and len(tau) != n_rollouts) or not (tau >= 0).all():
@@ -296,8 +316,31 @@ class GPT(nn.Module):
             tau[0] = 0.0
         gumbel = -torch.empty((n_rollouts, *z.shape), device=z.device).exponential_().log()
         codes = (z + tau.view(-1, 1, 1, 1) * gumbel).argmax(-1)  # the Gumbel-max trick: a sample of softmax(z / tau)
-        steered = self.steer(h.repeat(n_rollouts, 1, 1), codes.flatten(0, 1))  # (N B, T, H), one batched upper pass
-        logp = self.token_logp(steered, targets.repeat(n_rollouts, 1)).view(n_rollouts, *targets.shape)
+        (B, T), K, N = targets.shape, self.config.chunk, n_rollouts
+        start, end = torch.zeros(B, dtype=torch.long, device=z.device), row_ends(targets)
+        if answer_only:
+            first = (targets >= 0).int().argmax(1) // K - 1  # (B,) chunks
+            codes = torch.where(torch.arange(z.size(1), device=z.device) < first[:, None], z.argmax(-1), codes)
+            start = K * first.clamp(min=0)
+
+        # Where all rollouts agree their upper half does, too: it is run once, and its keys and values are kept.
+        P = start.max().item()
+        cache = self._cache(B, P, range(self.config.steer_layer, self.config.n_layer))
+        if P > 0:
+            self.upper(self.steer(h, codes[0])[:, :P], None, cache)
+        # The rest is run row by row, all rollouts of a row at once: no padding, and little memory.
+        logp = torch.zeros(N, B, T, device=z.device)
+        for b, (s, e) in enumerate(zip(start.tolist(), end.tolist())):
+            if s >= e:  # nothing is labelled
+                continue
+            pos, y = torch.arange(s, e, device=z.device), targets[b : b + 1, s:e].repeat(N, 1)
+            steered = self.steer(h[b : b + 1, s:e].repeat(N, 1, 1), codes[:, b, s // K :])
+            own, seen = None, None
+            if s > 0:
+                own = {i: [F.pad(t[b : b + 1, :, :s].repeat(N, 1, 1, 1), (0, 0, 0, e - s)) for t in kv]
+                       for i, kv in cache.items()}
+                seen = torch.arange(e, device=z.device) <= pos[:, None]
+            logp[:, b, s:e] = self.token_logp(steered, y, pos, own, s, seen)
         torch.clear_autocast_cache()  # older versions would reuse these gradient-free casts in the graded pass
         return codes, logp
 
@@ -356,7 +399,7 @@ class GPT(nn.Module):
             a = z.argmax(-1)
             policy = z.new_zeros(())
             if n_rollouts > 0:
-                tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature)
+                tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature, answer_only=True)
                 gain = F.pad(logp, (0, -logp.size(-1) % K)).unflatten(-1, (-1, K)).sum(-1)  # (N, B, M): of chunk m
                 gain = gain + F.pad(gain[..., 1:], (0, 1))  # and of the next chunk, which reads this one
                 advantage = (gain - gain.mean(0)) * real
@@ -420,34 +463,43 @@ class GPT(nn.Module):
         out = [[] for _ in prompts]
         if B == 0 or max_new_tokens == 0:
             return out
-        S = min(max(lens) + max_new_tokens, cfg.block_size)  # positions to cache
+        P, new_tokens = max(lens), min(max_new_tokens, cfg.block_size + 1 - min(lens))
         choose = (lambda z, row, chunk: z.argmax(-1)) if codes is None else codes
         routed, off = callable(choose), isinstance(codes, str)
         if not routed:
-            self._check_codes(codes, B, math.ceil(S / K), at_least=True)
+            self._check_codes(codes, B, math.ceil(min(P + max_new_tokens, cfg.block_size) / K), at_least=True)
 
-        x = torch.zeros(B, max(lens), dtype=torch.long, device=device)  # right-padded
-        for i, p in enumerate(prompts):
-            x[i, : len(p)] = torch.as_tensor(p)
-        every, last = torch.arange(B, device=device), torch.tensor(lens, device=device) - 1  # last: position read next
-        pos = torch.arange(x.size(1), device=device).expand(B, -1)
-        dtype = self.embed_tokens.weight.dtype
-        if torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)
-        shape = (B, cfg.n_kv_head, S, cfg.head_dim)
-        cache = [[torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(cfg.n_layer)]
+        # The rows of the batch, shortest prompt first. owner: which prompt each continues, None once it has ended.
+        owner = sorted(range(B), key=lambda i: lens[i])
+        row, every = torch.tensor(owner, device=device), torch.arange(B, device=device)
+        last = torch.tensor(lens, device=device)[row] - 1  # the position that is read next
+        x = torch.zeros(B, P, dtype=torch.long, device=device)  # right-padded
+        for j, i in enumerate(owner):
+            x[j, : lens[i]] = torch.as_tensor(prompts[i])
+        if not routed and not off:
+            codes = codes[row]
+        # Slots of the cache: P for the prompts, then one for each step, the same for all rows.
+        cache, slot = self._cache(B, P + new_tokens, range(cfg.n_layer)), torch.arange(P + new_tokens, device=device)
+        seen = ((slot <= last[:, None]) | (slot >= P))[:, None, None]  # (B, 1, 1, slots)
 
-        # The prompts, all positions at once; then one token for each row at a time.
-        h = self.lower(x, pos, cache)
+        # The prompts, all positions at once, in quarters of similar length; then one token for each row at a time.
+        states, current, quarter = [], [], math.ceil(B / 4)
+        for j in range(0, B, quarter):
+            g, ends = slice(j, j + quarter), (every[: min(quarter, B - j)], last[j : j + quarter])
+            part = {i: [t[g] for t in kv] for i, kv in cache.items()}
+            h = self.lower(x[g, : lens[owner[g][-1]]], None, part)
+            if routed:
+                z = self.router_logits(h[:, ::K])  # (rows, chunks of their longest prompt, C)
+                chunk = torch.arange(z.size(1), device=device).expand(len(z), -1)
+                own = choose(z, row[g, None].expand_as(chunk), chunk)
+                current.append(own[ends[0], ends[1] // K])
+            elif not off:
+                own = codes[g]
+            states.append(self.upper(h if off else self.steer(h, own), None, part)[ends])
+        x = torch.cat(states)  # (B, H)
         if routed:
-            z = self.router_logits(h[:, ::K])  # (B, chunks of the longest prompt, C)
-            chunk = torch.arange(z.size(1), device=device).expand(B, -1)
-            codes = choose(z, every[:, None].expand_as(chunk), chunk)
-        x = self.upper(h if off else self.steer(h, codes), pos, cache)[every, last]  # (B, H)
-        if routed:
-            codes = codes[every, last // K]  # (B,): from here on, the code of each row's current chunk
-        row, owner = every, list(range(B))  # which prompt each row of the batch continues; None once it has ended
-        while True:
+            codes = torch.cat(current)  # (B,): from here on, the code of each row's current chunk
+        for at in itertools.count(P):
             logits = self.lm_head(x).float()  # (B, V)
             if temperature == 0:
                 new = logits.argmax(-1)
@@ -466,20 +518,20 @@ class GPT(nn.Module):
                 return out
             end = max(lens[owner[j]] + len(out[owner[j]]) for j in alive)  # positions in use; ended rows stay below it
             last = (last + 1).clamp(max=end - 1)
-            if 2 * len(alive) <= len(owner):  # drop ended rows when they are half the batch
+            if 4 * len(alive) <= 3 * len(owner):  # drop ended rows when they are a quarter of the batch
                 keep = torch.tensor(alive, device=device)
                 owner, new, last, every = [owner[j] for j in alive], new[keep], last[keep], every[: len(alive)]
-                row = row[keep]
-                cache = [[t[keep] for t in layer] for layer in cache]
+                row, seen = row[keep], seen[keep]
+                cache = {i: [t[keep] for t in kv] for i, kv in cache.items()}
                 codes = codes if off else codes[keep]
-            pos, used = last[:, None], [[t[:, :, :end] for t in layer] for layer in cache]
-            h = self.lower(new[:, None], pos, used)  # (B, 1, H)
+            where = last[:, None], cache, at, seen[..., : at + 1]
+            h = self.lower(new[:, None], *where)  # (B, 1, H)
             if routed:
-                first = last % K == 0  # a new chunk
+                first = (last % K == 0).nonzero()[:, 0]  # rows that begin a chunk
                 codes[first] = choose(self.router_logits(h[first, 0]), row[first], last[first] // K)
             if not off:
-                h = self.steer(h, (codes if routed else codes[every, last // K])[:, None])
-            x = self.upper(h, pos, used)[:, 0]
+                h = h + cfg.steer_scale * self.codebook(codes if routed else codes[every, last // K])[:, None]
+            x = self.upper(h, *where)[:, 0]
 
     # ------------------------------------------------------------------------------------------------------------------
     # Checks and loading.
@@ -740,14 +792,20 @@ def read_hf_tensors(folder):
 # Small pieces of the loss.
 
 
-def real_chunks(targets, K):
+def row_ends(targets):
     """
-    Which chunks steer a real token: targets (B, T) -> bool (B, M). A row ends at its last label: what follows predicts
-    nothing that is scored, so it is padding, and chunks made of padding take no part in the policy or the prior.
+    The number of real tokens in each row: targets (B, T) -> (B,). A row ends at its last label: what follows predicts
+    nothing that is scored, so it is padding.
     """
     position = torch.arange(targets.size(1), device=targets.device)
-    end = torch.where(targets >= 0, position, -1).amax(1, keepdim=True)  # (B, 1)
-    return position[::K] <= end
+    return torch.where(targets >= 0, position + 1, 0).amax(1)
+
+
+def real_chunks(targets, K):
+    """
+    Which chunks steer a real token: targets (B, T) -> bool (B, M). Those of padding take no part in policy and prior.
+    """
+    return torch.arange(0, targets.size(1), K, device=targets.device) < row_ends(targets)[:, None]
 
 
 def code_logp(z, codes):

@@ -73,6 +73,7 @@ class Config:
     dtype: str = flag("auto", "of matrix products, weights stay float32; auto: bfloat16 on a GPU that has it",
                       ("auto", "float32", "bfloat16"))
     compile: bool = flag(False, "torch.compile the model")
+    checkpointing: bool = flag(False, "recompute each block in the backward pass: less memory, a third more compute")
     # budget
     rows: int = flag(0, "training rows; 0 = all of the split")
     epochs: float = flag(3.0, "passes over the rows")
@@ -280,6 +281,7 @@ def train(cfg, held):
 
     # Model and optimizer. Codebook and router learn much faster than the language model, and without decay.
     model.to(device).train()
+    model.checkpointing = cfg.checkpointing
     is_code = lambda name: name.startswith(("codebook.", "router."))  # noqa: E731
     for name, p in model.named_parameters():
         p.requires_grad_(cfg.method in CODED if is_code(name) else cfg.method != "frozen")
