@@ -49,20 +49,19 @@ def counterfactuals(model, ids):
     h = model.lower(x[:, :-1])  # (1, T, H)
     z = model.router_logits(h[:, :: cfg.chunk])[0]  # (M, C)
     probs, codes, R, T = z.softmax(-1), z.argmax(-1), min(SHOWN, cfg.n_codes), h.size(1)
-    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else h.dtype
-    shape = (R + 2, cfg.n_kv_head, T, cfg.head_dim)
-    cache = [[torch.zeros(shape, dtype=dtype, device=device) for _ in range(2)] for _ in range(cfg.n_layer)]
+    cache = model._cache(R + 2, T, range(cfg.steer_layer, cfg.n_layer))
     chunks = []
     for m, code in enumerate(codes.tolist()):
         here, end = slice(m * cfg.chunk, (m + 1) * cfg.chunk), min((m + 1) * cfg.chunk, T)
         others = z[m].topk(R).indices.sort().values
         vectors = cfg.steer_scale * model.codebook(torch.cat([codes[m : m + 1], codes[m : m + 1], others]))  # (R+2, H)
         vectors[1] = 0
-        pos = torch.arange(T, device=device)[here].expand(R + 2, -1)
-        out = model.upper(h[:, here] + vectors[:, None], pos, [[t[:, :, :end] for t in layer] for layer in cache])
+        pos = torch.arange(here.start, end, device=device)
+        seen = torch.arange(end, device=device) <= pos[:, None]
+        out = model.upper(h[:, here] + vectors[:, None], pos, cache, here.start, seen)
         targets = x[:, 1:][:, here].expand(R + 2, -1)
         logp = -F.cross_entropy(model.lm_head(out).float().mT, targets, reduction="none").sum(-1).cpu()  # (R+2,)
-        for layer in cache:
+        for layer in cache.values():
             for t in layer:
                 t[:, :, here] = t[:1, :, here].clone()  # what later chunks see: this one as routed
         chunks.append({"code": code, "probs": probs[m].tolist(), "others": others.tolist(), "nats": logp[2:].tolist(),
