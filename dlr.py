@@ -28,7 +28,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
@@ -301,11 +300,12 @@ class GPT(nn.Module):
         return logp
 
     @torch.no_grad()
-    def rollouts(self, h, z, targets, n_rollouts, temperature, greedy_first=False, answer_only=False):
+    def rollouts(self, h, z, targets, n_rollouts, temperature, greedy_first=False, answer_only=False, seeds=None):
         """
         SEARCH: draw N code sequences, a_m ~ softmax(z_m / tau_i), and score each. Returns codes (N, B, M) and their
         per-token log p(x_t | x_<t, a), (N, B, T). `temperature` is one tau or one for each rollout; tau 0 is greedy.
         answer_only: draw from the chunk before the first label's on; the prompt's others keep the router's argmax.
+        seeds: an int for each row, of its draws, which then depend on nothing else of the batch.
         """
         tau = torch.as_tensor(temperature, dtype=torch.float32, device=z.device)
         if n_rollouts < 1 or tau.dim() > 1 or (tau.dim() == 1 and len(tau) != n_rollouts) or not (tau >= 0).all():
@@ -314,10 +314,14 @@ class GPT(nn.Module):
         tau = tau.expand(n_rollouts).clone()
         if greedy_first:
             tau[0] = 0.0
-        gumbel = -torch.empty((n_rollouts, *z.shape), device=z.device).exponential_().log()
-        codes = (z + tau.view(-1, 1, 1, 1) * gumbel).argmax(-1)  # the Gumbel-max trick: a sample of softmax(z / tau)
         (B, T), K, N = targets.shape, self.config.chunk, n_rollouts
         start, end = torch.zeros(B, dtype=torch.long, device=z.device), row_ends(targets)
+        noise = torch.ones((N, *z.shape), device=z.device)  # exponential; - log of it is Gumbel noise
+        for b, e in enumerate(end.tolist() if seeds is not None else []):
+            own = noise.new_empty(N, math.ceil(e / K), z.size(-1))
+            noise[:, b, : own.size(1)] = own.exponential_(generator=torch.Generator(z.device).manual_seed(seeds[b]))
+        gumbel = -(noise if seeds is not None else noise.exponential_()).log()
+        codes = (z + tau.view(-1, 1, 1, 1) * gumbel).argmax(-1)  # the Gumbel-max trick: a sample of softmax(z / tau)
         if answer_only:
             first = (targets >= 0).int().argmax(1) // K - 1  # (B,) chunks
             codes = torch.where(torch.arange(z.size(1), device=z.device) < first[:, None], z.argmax(-1), codes)
@@ -344,9 +348,9 @@ class GPT(nn.Module):
         torch.clear_autocast_cache()  # older versions would reuse these gradient-free casts in the graded pass
         return codes, logp
 
-    def _select(self, h, z, targets, real, n_rollouts, temperature, select):
+    def _select(self, h, z, targets, real, n_rollouts, temperature, select, seeds=None):
         """SELECT: a* = argmax_i log p(x | a_i), or of the joint log p(x | a_i) + log p(a_i | x), per row -> (B, M)."""
-        codes, logp = self.rollouts(h, z, targets, n_rollouts, temperature, greedy_first=select == "joint")
+        codes, logp = self.rollouts(h, z, targets, n_rollouts, temperature, select == "joint", seeds=seeds)
         score = logp.sum(-1)  # (N, B); sums, not means: within a row the count of labels is the same
         if select == "joint":
             score = score + (code_logp(z, codes) * real).sum(-1)
@@ -364,7 +368,7 @@ class GPT(nn.Module):
         return self._select(h, z, targets, real_chunks(targets, self.config.chunk), n_rollouts, temperature, select)
 
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", alpha_policy=0.1,
-                 alpha_reg=0.1):
+                 alpha_reg=0.1, seeds=None, whole=None):
         """
         UPDATE: the loss of one training step (method, section 2),
 
@@ -384,22 +388,28 @@ class GPT(nn.Module):
         Returns (loss, terms): terms are detached scalars with loss = generalist - info_gain + alpha_policy * policy
         + alpha_reg * regularizer, and "usage", how often the router's argmax chose each code (C,). In train() mode the
         prior's running average moves by one step.
+
+        seeds: see `rollouts`. whole: where this batch is one of the "parts" of a larger one, what that one holds, as a
+        dict of parts, labels, chunks and pairs (of real chunks, counts) and its soft bigram B (C, C). Loss, terms and
+        gradients are then shares that add up, over the parts, to exactly those of the larger batch; the average stays.
         """
         self._check_idx(idx, targets, labelled=True)
         K = self.config.chunk
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
         z = self.router_logits(h[:, ::K])  # (B, M, C)
         real = real_chunks(targets, K)  # (B, M)
-        n_real = real.sum().clamp(min=1)
+        n_real = (whole["chunks"] if whole else real.sum()).clamp(min=1)
+        n_labels = (whole["labels"] if whole else (targets >= 0).sum()).clamp(min=1)
 
         if select in ("likelihood", "joint"):
-            a = self._select(h.detach(), z.detach(), targets, real, n_rollouts, temperature, select)
+            a = self._select(h.detach(), z.detach(), targets, real, n_rollouts, temperature, select, seeds)
             policy = -(code_logp(z, a) * real).sum() / n_real
         elif select == "advantage":
             a = z.argmax(-1)
             policy = z.new_zeros(())
             if n_rollouts > 0:
-                tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature, answer_only=True)
+                tried, logp = self.rollouts(h.detach(), z.detach(), targets, n_rollouts, temperature, answer_only=True,
+                                            seeds=seeds)
                 gain = F.pad(logp, (0, -logp.size(-1) % K)).unflatten(-1, (-1, K)).sum(-1)  # (N, B, M): of chunk m
                 gain = gain + F.pad(gain[..., 1:], (0, 1))  # and of the next chunk, which reads this one
                 advantage = (gain - gain.mean(0)) * real
@@ -409,36 +419,32 @@ class GPT(nn.Module):
 
         # The two graded passes run as one batch of 2B rows.
         logp = self.token_logp(torch.cat([h, self.steer(h, a)]), targets.repeat(2, 1))
-        plain, steered = (logp.view(2, -1).sum(-1) / (targets >= 0).sum().clamp(min=1)).unbind()
+        plain, steered = (logp.view(2, -1).sum(-1) / n_labels).unbind()
         info_gain = steered - plain.detach()
-        regularizer = self.prior_kl(z.softmax(-1), real)
+        regularizer = self.prior_kl(z.softmax(-1), real, whole)
         loss = -plain - info_gain + alpha_policy * policy + alpha_reg * regularizer
         terms = {"generalist": -plain, "info_gain": info_gain, "policy": policy, "regularizer": regularizer,
                  "usage": torch.bincount(z.argmax(-1)[real], minlength=self.config.n_codes)}
         return loss, {name: value.detach() for name, value in terms.items()}
 
-    def prior_kl(self, probs, real):
+    def prior_kl(self, probs, real, whole=None):
         """
         The marginal entropy regularizer KL(P || target) in nats. P = 0.8 avg + 0.2 B mixes a running average with the
         batch's soft bigram B[i, j] = mean p(a_m = i) p(a_m+1 = j) over real neighbouring chunks; probs (B, M, C),
-        real (B, M) bool. Under DDP, B is the mean over all processes' pairs, in value and in gradient.
+        real (B, M) bool. whole: as in `dlr_loss`; B is then that of the larger batch, and a part's gradient its own.
         """
         if self.config.n_codes == 1:
             return probs.new_zeros(())
-        pair = (real[:, :-1] & real[:, 1:]).to(probs.dtype)  # (B, M-1)
-        local = torch.einsum("bm,bmi,bmj->ij", pair, probs[:, :-1], probs[:, 1:])
-        count, total, world = pair.sum(), local.detach().clone(), 1
-        if dist.is_available() and dist.is_initialized():
-            world = dist.get_world_size()
-            dist.all_reduce(total)
-            dist.all_reduce(count)
-        if count == 0:
-            return local.sum()  # 0, but on the graph: every process needs a gradient
-        B = (total + world * (local - local.detach())) / count
+        total, pairs = pair_sum(probs, real)
+        pairs = whole["pairs"] if whole else pairs
+        if pairs == 0:
+            return total.sum()  # 0
+        B = whole["bigram"] + whole["parts"] * (total - total.detach()) / pairs if whole else total / pairs
         P = 0.8 * self.bigram + 0.2 * B
-        if self.training:
+        if self.training and not whole:
             self.bigram.copy_(P.detach())
-        return (P * (P.clamp(min=1e-10).log() - bizipf_target(P.detach()).clamp(min=1e-10).log())).sum()
+        kl = (P * (P.clamp(min=1e-10).log() - bizipf_target(P.detach()).clamp(min=1e-10).log())).sum()
+        return kl / whole["parts"] if whole else kl
 
     # ------------------------------------------------------------------------------------------------------------------
     # Inference.
@@ -806,6 +812,12 @@ def real_chunks(targets, K):
     Which chunks steer a real token: targets (B, T) -> bool (B, M). Those of padding take no part in policy and prior.
     """
     return torch.arange(0, targets.size(1), K, device=targets.device) < row_ends(targets)[:, None]
+
+
+def pair_sum(probs, real):
+    """Sum of p(a_m = i) p(a_m+1 = j) over real neighbouring chunks (C, C), and their count, from (B, M, C), (B, M)."""
+    pair = real[:, :-1] & real[:, 1:]  # (B, M-1)
+    return torch.einsum("bm,bmi,bmj->ij", pair.to(probs.dtype), probs[:, :-1], probs[:, 1:]), pair.sum()
 
 
 def code_logp(z, codes):

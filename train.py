@@ -11,7 +11,7 @@ budget, and prints both beside each other with the codes on, off and random.
     python train.py --resume --out runs/NAME       # go on after an interruption, to the same bits
     torchrun --nproc_per_node=8 train.py           # data parallel
 
-A run's folder holds metrics.jsonl (a line for each step), ckpt.pt (config, weights, optimizer, random state, step),
+A run's folder holds metrics.jsonl (a line for each step), ckpt.pt (config, weights, optimizer, step),
 summary.json and answers.jsonl (the evaluation).
 """
 
@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from data.baselines import N_PAUSE, VQ_CHUNK, VQ_CODES, assort, solution_chunks, vqvae_codes
 from data.tokens import collate, encode_rows, load_encoding, load_rows
-from dlr import GPT, GPTConfig, load_checkpoint, read_json
+from dlr import GPT, GPTConfig, load_checkpoint, pair_sum, read_json, real_chunks
 from eval import ARMS, bootstrap, evaluate, grade, precision, table, write
 
 BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
@@ -296,8 +296,6 @@ def train(cfg, held):
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.95), fused=device == "cuda")
 
     # Resume, or begin.
-    if rank > 0:
-        torch.manual_seed(cfg.seed + rank)  # each process draws its own rollouts
     usage = torch.zeros(cfg.n_codes)  # running count of each code among the router's choices
     if rank == 0:
         out.mkdir(parents=True, exist_ok=True)
@@ -312,13 +310,8 @@ def train(cfg, held):
             if mine != other:
                 differ = sorted(k for k in mine.keys() | other.keys() if mine.get(k) != other.get(k))
                 raise ValueError(f"its settings differ from config.json in {differ}")
-            if len(saved["rng"]) != world:
-                raise ValueError(f"it was made by {len(saved['rng'])} processes, this is {world}; use as many")
             model.load_state_dict(saved["model"])
             optimizer.load_state_dict(saved["optimizer"])
-            torch.set_rng_state(saved["rng"][rank][0])
-            if device == "cuda" and saved["rng"][rank][1] is not None:  # None: it was saved on a CPU
-                torch.cuda.set_rng_state(saved["rng"][rank][1])
             step, seconds, busy = saved["step"], saved["seconds"], saved["busy"]
             usage, said = saved["usage"], saved["said"]
         except (KeyError, TypeError, AttributeError, RuntimeError, ValueError) as e:
@@ -333,14 +326,10 @@ def train(cfg, held):
         write(out / "metrics.jsonl", lambda p: p.write_text("".join(line + "\n" for line in done)))
 
     def save():
-        own = torch.get_rng_state(), torch.cuda.get_rng_state() if device == "cuda" else None
-        rng = [own] * world
-        if world > 1:
-            dist.all_gather_object(rng, own)
         state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "tokenizer": enc.name,
-                 "suffix": suffix, "train": dataclasses.asdict(cfg), "optimizer": optimizer.state_dict(), "rng": rng,
+                 "suffix": suffix, "train": dataclasses.asdict(cfg), "optimizer": optimizer.state_dict(),
                  "usage": usage, "said": said, "seconds": seconds, "busy": busy,
-                 "step": step}  # the data position too: example() follows from seed and step
+                 "step": step}  # rows and rollouts follow from seed and step, whatever the number of processes
         if rank == 0:
             write(out / "ckpt.pt", lambda p: torch.save(state, p))
 
@@ -367,30 +356,41 @@ def train(cfg, held):
         # the step's rows, and this process's share of them in micro-steps
         first = step * cfg.batch_size
         batch = [example(i) for i in range(first, first + cfg.batch_size)]
-        n_labels, metrics = sum(len(ids) - n_prompt for ids, n_prompt in batch), {}
-        for micro in range(cfg.grad_accum):
-            mine = batch[micro * world + rank :: cfg.grad_accum * world]
-            idx, targets = (t.to(device) for t in collate(mine))
-            share = (targets >= 0).sum().item() / n_labels  # a micro-batch counts by its labels, as in one large batch
+        n_labels, metrics, used = sum(len(ids) - n_prompt for ids, n_prompt in batch), {}, torch.zeros(cfg.n_codes)
+        parts, seeds = cfg.grad_accum * world, [(cfg.seed << 32) + i for i in range(first, first + cfg.batch_size)]
+        micro_batches = [([t.to(device) for t in collate(batch[part::parts])], seeds[part::parts])
+                         for part in range(rank, parts, world)]
+        whole = None
+        if cfg.method in CODED and parts > 1:  # the prior is no sum over rows: a first pass through the lower half
+            with torch.no_grad(), autocast():
+                sums = [pair_sum(model.route(idx).softmax(-1), real_chunks(targets, cfg.chunk))
+                        for (idx, targets), _ in micro_batches]
+            sums = torch.cat([sum(bigram for bigram, _ in sums).flatten(), sum(pairs for _, pairs in sums)[None]])
+            if world > 1:
+                dist.all_reduce(sums)
+            chunks = sum(math.ceil((len(ids) - 1) / cfg.chunk) for ids, _ in batch)
+            whole = {"parts": parts, "labels": torch.tensor(n_labels), "chunks": torch.tensor(chunks),
+                     "pairs": sums[-1], "bigram": (sums[:-1] / sums[-1].clamp(min=1)).view(cfg.n_codes, cfg.n_codes)}
+        for micro, ((idx, targets), row_seeds) in enumerate(micro_batches):
             last_micro = micro == cfg.grad_accum - 1
             with contextlib.nullcontext() if last_micro or world == 1 else graded.no_sync():
                 with autocast():
                     if cfg.method in CODED:
                         loss, terms = graded(idx, targets, codes="search", n_rollouts=cfg.n_rollouts,
-                                             select=cfg.select, temperature=cfg.temperature,
-                                             alpha_policy=cfg.alpha_policy, alpha_reg=cfg.alpha_reg)
-                    else:
-                        loss, terms = graded(idx, targets, codes="off")[1], {}
-                (loss * share * world).backward()
-            if terms:
-                usage += terms.pop("usage").cpu()
+                                             select=cfg.select, temperature=cfg.temperature, seeds=row_seeds,
+                                             alpha_policy=cfg.alpha_policy, alpha_reg=cfg.alpha_reg, whole=whole)
+                        used += terms.pop("usage").cpu()
+                    else:  # a micro-batch counts by its labels, as in one large batch
+                        loss, terms = graded(idx, targets, codes="off")[1] * (targets >= 0).sum() / n_labels, {}
+                (loss * world).backward()  # DDP takes the mean of the processes' gradients
             for name, value in {"loss": loss.detach(), **terms}.items():
-                metrics[name] = metrics.get(name, 0.0) + share * value.item()
+                metrics[name] = metrics.get(name, 0.0) + value.item()
         if world > 1:  # the metrics of the whole batch
-            total = torch.tensor([*metrics.values(), len(stop)], device=device)
+            total = torch.tensor([*metrics.values(), len(stop), *used.tolist()], device=device)
             dist.all_reduce(total)
-            *values, told = total.tolist()
-            metrics = dict(zip(metrics, values))
+            *values, told = total[: len(metrics) + 1].tolist()
+            metrics, used = dict(zip(metrics, values)), total[len(metrics) + 1 :].cpu()
+        usage += used
 
         # update
         if lm:
@@ -403,6 +403,8 @@ def train(cfg, held):
                                      f"the last checkpoint in {out} is kept; a lower --lr or --code_lr may help")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        if whole and whole["pairs"] > 0:
+            model.bigram.lerp_(whole["bigram"], 0.2)  # the prior's average, which a part alone cannot move
         step += 1
         seconds += time.time() - start
         busy += world * (time.process_time() - start_busy if device == "cpu" else time.time() - start)

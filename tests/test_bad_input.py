@@ -310,8 +310,6 @@ CASES = [  # what is wrong, the script, words of the error, how to make it
         lambda s: {"config": s["config"], "model": s["model"]})),
     ("resume: another run's checkpoint", "train.py", r"settings differ from config.json in \['seed'\]", unfinished(
         lambda s: s["train"].update(seed=9))),
-    ("resume: other processes", "train.py", "made by 2 processes, this is 1", unfinished(
-        lambda s: s.update(rng=s["rng"] * 2))),
     ("resume: without the optimizer", "train.py", "lacks 'optimizer'", unfinished(lambda s: drop(s, "optimizer"))),
     ("resume: another optimizer's state", "train.py", "ckpt.pt: .*group", unfinished(
         lambda s: s["optimizer"]["param_groups"].pop() and None)),

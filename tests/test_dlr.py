@@ -2,14 +2,12 @@
 
 import itertools
 import math
-import socket
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as mp
 
-from dlr import GPT, GPTConfig, bizipf_target, code_logp, load_checkpoint, real_chunks
+from dlr import GPT, GPTConfig, bizipf_target, code_logp, load_checkpoint, pair_sum, real_chunks
 
 TINY = {"vocab_size": 50, "block_size": 64, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "n_codes": 6}
 
@@ -504,34 +502,52 @@ def test_the_loss_survives_compile_wrapping():
     torch.testing.assert_close(a, b)
 
 
-def _prior_worker(rank, port, probs, real, result):
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    model = make()
-    mine = probs[rank : rank + 1].clone().requires_grad_()
-    kl = model.prior_kl(mine, real[rank : rank + 1])
-    kl.backward()
-    result[rank] = (kl.item(), mine.grad / 2, model.bigram.clone())  # DDP averages gradients: each counts half
-    torch.distributed.destroy_process_group()
+@pytest.mark.parametrize("select", ["likelihood", "joint", "advantage"])
+def test_parts_add_up_to_the_whole_batch(select):
+    """Broken if accumulated parts of a batch differed from it: rollouts, prior, normalisers or gradients."""
+    idx, targets = data()
+    targets[1, 9:] = -1  # parts of different sizes
+    flags = dict(codes="search", n_rollouts=3, select=select, alpha_policy=0.7, alpha_reg=0.3)
+    seeds, K = [5, 6, 7], 4
+    model = make(chunk=K).double()
+    model.bigram.copy_(torch.rand(6, 6)).div_(model.bigram.sum())
+    before = model.bigram.clone()
+    loss, terms = model(idx, targets, seeds=seeds, **flags)
+    loss.backward()
+    gradients, after = {n: p.grad for n, p in model.named_parameters()}, model.bigram.clone()
+    model.zero_grad()
+    model.bigram.copy_(before)
+    real = real_chunks(targets, K)
+    total, pairs = pair_sum(model.route(idx).softmax(-1).detach(), real)
+    whole = {"parts": 2, "labels": (targets >= 0).sum(), "chunks": real.sum(), "pairs": pairs, "bigram": total / pairs}
+    added = {"loss": 0.0}
+    for part in (slice(0, 1), slice(1, 3)):
+        share, part_terms = model(idx[part], targets[part], seeds=seeds[part], whole=whole, **flags)
+        share.backward()
+        for name, value in {"loss": share.detach(), **part_terms}.items():
+            added[name] = added.get(name, 0.0) + value
+    for name, value in {"loss": loss.detach(), **terms}.items():
+        torch.testing.assert_close(added[name], value, rtol=1e-5, atol=1e-6, check_dtype=False, msg=name)
+    for name, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
+    assert torch.equal(model.bigram, before)
+    torch.testing.assert_close(before.lerp(whole["bigram"], 0.2), after)
 
 
-def test_prior_is_one_over_all_processes():
-    """Broken if under DDP the prior's average, value or gradient differed from one process with all rows."""
-    probs = torch.randn(2, 5, 6).softmax(-1)
-    real = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    with mp.Manager() as manager:
-        result = manager.dict()
-        mp.spawn(_prior_worker, (port, probs, real, result), nprocs=2)
-        (kl0, grad0, avg0), (kl1, grad1, avg1) = result[0], result[1]
-    model, whole = make(), probs.clone().requires_grad_()
-    kl = model.prior_kl(whole, real)
-    kl.backward()
-    assert kl0 == pytest.approx(kl.item(), abs=1e-5) and kl1 == pytest.approx(kl.item(), abs=1e-5)
-    torch.testing.assert_close(torch.cat([grad0, grad1]), whole.grad)
-    torch.testing.assert_close(avg0, model.bigram)
-    torch.testing.assert_close(avg1, model.bigram)
+def test_a_rows_rollouts_depend_on_its_seed_alone():
+    """Broken if a row drew other codes in another batch, at another place in it, or beside longer rows."""
+    model, (idx, targets) = make(), data()
+    targets[0, 10:], targets[2, 5:] = -1, -1
+    h = model.lower(idx)
+    z = model.router_logits(h[:, :: model.config.chunk])
+    codes, logp = model.rollouts(h, z, targets, 4, 1.0, seeds=[1, 2, 3])
+    swapped, _ = model.rollouts(h.flip(0), z.flip(0), targets.flip(0), 4, 1.0, seeds=[3, 2, 1])
+    real = real_chunks(targets, model.config.chunk)
+    assert torch.equal(torch.where(real, codes, -1), torch.where(real, swapped.flip(1), -1))
+    alone, _ = model.rollouts(h[:1, :12], z[:1, : real[0].sum()], targets[:1, :12], 4, 1.0, seeds=[1])
+    assert torch.equal(alone[:, 0], codes[:, 0, : real[0].sum()])
+    other, _ = model.rollouts(h, z, targets, 4, 1.0, seeds=[1, 9, 3])
+    assert torch.equal(other[:, 0], codes[:, 0]) and not torch.equal(other[:, 1], codes[:, 1])
 
 
 # --- loading and bad input --------------------------------------------------------------------------------------------
