@@ -223,7 +223,7 @@ class GPT(nn.Module):
         return self.norm(self._blocks(h, range(self.config.steer_layer, self.config.n_layer), *where))
 
     def _blocks(self, x, which, pos=None, cache=None, at=0, seen=None):
-        """pos (B or 1, T): positions, by default 0..T-1; cache {block: (keys, values)}, at and seen as in Attention."""
+        """pos (T,) or (B, T): positions, by default 0..T-1; cache {block: (keys, values)}; at, seen: see Attention."""
         where = slice(x.size(1)) if pos is None else pos
         cos, sin = (t[where].view(-1, 1, x.size(1), t.size(-1)).to(x.dtype) for t in (self.cos, self.sin))
         for i in which:

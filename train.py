@@ -78,6 +78,7 @@ class Config:
     rows: int = flag(0, "training rows; 0 = all of the split")
     epochs: float = flag(3.0, "passes over the rows")
     batch_size: int = flag(8, "rows per optimizer step, over all processes and micro-steps")
+    length_buckets: bool = flag(False, "rows of similar length in a batch: shuffled, then sorted within 16 batches")
     grad_accum: int = flag(1, "micro-steps per optimizer step")
     # optimizer
     lr: float = flag(1e-3, "peak learning rate of the language model")
@@ -188,6 +189,12 @@ def make_model(cfg):
     return model, enc
 
 
+def by_length(order, items, window):
+    """The row numbers `order` sorted by the length of their item within every `window` of them, so little is padded."""
+    return [row for i in range(0, len(order), window)
+            for row in sorted(order[i : i + window], key=lambda row: len(items[row][0]))]
+
+
 @contextlib.contextmanager
 def alone_in(folder):
     """No second run can enter the folder meanwhile; a lock that goes with the process, however it ends."""
@@ -266,7 +273,9 @@ def train(cfg, held):
 
     @functools.lru_cache(maxsize=2)
     def order(epoch):
-        return torch.randperm(len(items), generator=torch.Generator().manual_seed(cfg.seed * 100_003 + epoch)).tolist()
+        generator = torch.Generator().manual_seed(cfg.seed * 100_003 + epoch)
+        shuffled = torch.randperm(len(items), generator=generator).tolist()
+        return by_length(shuffled, items, 16 * cfg.batch_size) if cfg.length_buckets else shuffled
 
     def row_of(i):
         """Which row is the i-th of the run, counted over all epochs."""

@@ -126,7 +126,7 @@ def test_rows_of_a_batch_do_not_see_each_other_or_the_padding():
 def test_cached_generation_is_recomputation(kind, chunk):
     """Broken if the cache, a row's chunk phase, or a neighbour in the batch changed what is generated."""
     model = make(chunk=chunk)
-    prompts = [torch.randint(50, (n,)).tolist() for n in range(1, 10)]  # every length modulo K, ragged
+    prompts = [torch.randint(50, (n,)).tolist() for n in (5, 1, 9, 3, 7, 2, 8, 4, 6)]  # every length modulo K, ragged
     new, M = 12, math.ceil(21 / chunk)
     forced = torch.randint(6, (len(prompts), M))
     codes = {"routed": None, "off": "off", "forced": forced}[kind]

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from test_dlr import data, make
 
 from dlr import GPT, GPTConfig, code_logp, real_chunks
-from tests.test_dlr import data, make
+from train import by_length
 
 
 def ragged(lengths=((9, 22), (1, 15), (14, 17), (6, 22)), T=24, seed=3):
@@ -183,3 +184,16 @@ def test_generation_is_that_of_transformers(codes, tmp_path):
         out = [row[: row.index(stop)] if stop in row else row for row in out]
         assert model.generate(prompts, 24, codes=codes, stop=stop) == out
     assert len({len(row) for row in out}) > 2, "rows must end at different times"
+
+
+def test_length_buckets_pad_less_and_only_reorder_within_windows():
+    """Broken if a row were lost or left its window of 16 batches, or the batches did not become alike in length."""
+    g = torch.Generator().manual_seed(0)
+    items = [([0] * n, 1) for n in torch.randint(20, 400, (1000,), generator=g).tolist()]
+    shuffled = torch.randperm(1000, generator=g).tolist()
+    order = by_length(shuffled, items, 128)
+    assert all(set(order[i : i + 128]) == set(shuffled[i : i + 128]) for i in range(0, 1000, 128))
+    padded = [sum(8 * max(len(items[row][0]) for row in rows[i : i + 8]) for i in range(0, 1000, 8))
+              for rows in (shuffled, order)]
+    real = sum(len(ids) for ids, _ in items)
+    assert padded[1] < 1.1 * real < 1.5 * real < padded[0]
