@@ -368,9 +368,9 @@ def _search(mdp, start, goals, mode, bound, max_pops, dedupe=True, static=False)
     todo = ((start, 1.0),)
     seen = {}  # (t, branches still to move, branches that moved) -> best value of a prefix leading there
     tick = itertools.count()  # ties go to the longer prefix, then to the older entry
-    heap = []
+    heap = []  # (-bound, -t, tick, value, bound per relaxed end, t, todo, done, link, key in seen)
     if bound.root.max() > -np.inf:
-        heap.append((-bound.root.max(), 0, next(tick), 0.0, bound.root, 0, todo, (), None, None))
+        heap.append((0.0, 0, next(tick), 0.0, bound.root, 0, todo, (), None, None))
     pops = 0
     while heap:
         _, _, _, value, left, t, todo, done, link, key = heapq.heappop(heap)

@@ -186,6 +186,14 @@ def test_cover_bound_by_hand():
     bound = gds.backward_bound(m, 0, {4}, "cover")
     assert bound.root.tolist() == [0, 0] and bound.miss[0, 0, 0].tolist() == [np.inf, 0.5 * 0.5 * 1]
     assert gds.gds(m, 0, {4}, "cover").value == -0.25
+    still = gds._miss(bound, 1, ((1, 0.5), (2, 0.5)), ()), gds._miss(bound, 1, ((2, 0.5),), ((1, 0.5),))
+    assert [x[1] for x in still] == [0.25, np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
+
+
+def test_cover_bound_needs_every_goal():
+    """If this failed, a prefix that has lost one of its goals would be searched on, for the sake of the others."""
+    m, start, goals = gds.merging()  # 0; 1 and 2; 2 alone; 3, which may end in 4 or in 5 and is given up
+    assert gds.gds(m, start, goals, "cover").pops == 4
 
 
 def test_grid_against_networkx():
@@ -200,12 +208,54 @@ def test_grid_against_networkx():
             graph.add_edge(*edge, weight=min(weight, graph.get_edge_data(*edge, {"weight": np.inf})["weight"]))
         distance = nx.single_source_dijkstra_path_length(graph, (0, 0))
         m = MDP.deterministic(succ, -cost, gamma)
-        for goals in ({11}, {3, 7}, {0}):
-            best = min(distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals)
+        for goals in ({11}, {3, 7}, {0}, set()):  # the empty set is never reached, so everything is searched
+            best = min((distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals), default=np.inf)
             for heuristic in (True, False):
                 result = gds.gds(m, 0, goals, heuristic=heuristic)
                 assert result.status == ("optimal" if best < np.inf else "infeasible") and result.pops <= T * S + 1
                 assert abs(result.value + best) < 1e-9 or best == np.inf
+
+
+def test_pops_by_hand():
+    """If this failed, the search would pop a prefix twice, or one that was improved on, or stop at the wrong pop."""
+    r = np.zeros((3, 5, 2))
+    r[0, 0], r[1, 1], r[1, 2], r[2, 3] = (-1, -2), -5, -1, -10  # 0 -> 1 for 1 or 2 for 2, 1 -> 3 for 5, 2 -> 3 for 1
+    m = MDP.deterministic([[1, 2], [3, 3], [3, 3], [4, 4], [4, 4]], r, 1)  # both actions are the same after the first
+    plain = gds.gds(m, 0, {4}, heuristic=False)  # pops 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
+    assert (plain.value, plain.length, plain.pops) == (-13, 3, 5)
+    assert gds.gds(m, 0, {4}).pops == 4  # straight along 0, 2, 3, 4
+    assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
+    assert gds.gds(m, 0, {4}, heuristic=False, max_pops=4).pops == 4
+    undecided = gds._search(m, 0, {4}, "reach", gds.no_bound(m), 100, dedupe=False)
+    assert (undecided.value, undecided.pops) == (-13, 8)  # 0; 1; 2; 3 twice by either action; 3 twice at -6; 4
+    free = MDP.deterministic([[0, 1], [1, 2], [2, 2]], np.zeros((3, 3, 2)), 1)
+    tied = gds.gds(free, 0, {2}, heuristic=False)  # the longer first: states 0, 0, 0, 0 (dropped), 1 (dropped), 1, 2
+    assert (tied.length, tied.pops) == (3, 7)
+
+
+def test_branches_in_any_order_are_one_distribution():
+    """If this failed, {3, 4} and {4, 3} would count as two distributions, and both would be searched."""
+    P = np.zeros((5, 2, 5))
+    P[0, :, [1, 2]] = 0.5
+    P[1, 0, 3] = P[1, 1, 4] = P[2, 0, 4] = P[2, 1, 3] = P[3, :, 3] = P[4, :, 4] = 1
+    nothing = gds.gds(MDP(P, np.zeros((2, 5, 2)), 1), 0, [], heuristic=False)
+    assert (nothing.status, nothing.pops) == ("infeasible", 7)  # 0; 1 and 2; 2 alone, twice; {3}, {4} and {3, 4}
+
+
+def test_static_by_hand():
+    """If this failed, static prefixes with the same ends would be merged though they are bound to other actions."""
+    P, r = np.zeros((4, 2, 4)), np.zeros((3, 4, 2))
+    P[0, :, [1, 2]], P[1, :, 3], P[2, :, 1], P[3, :, 3] = 0.5, 1, 1, 1  # one branch is in 1 at t = 1, the other at 2
+    r[1, 1, 1], r[2, 1, 0] = -1, -10  # action 0 is the better one at t = 1, action 1 at t = 2
+    assert gds.gds(MDP(P, r, 1), 0, {3}).value == 0 and gds.static_best(MDP(P, r, 1), 0, {3}).value == -0.5
+
+
+def test_a_prefix_ends_only_when_every_branch_has_moved():
+    """If this failed, a step that only some branches have taken would pass for an end of the policy."""
+    P = np.zeros((3, 1, 3))
+    P[0, 0, [1, 2]], P[1:, 0, 2] = 0.5, 1  # the goal 2 is where one branch is at t = 1, and both at t = 2
+    for heuristic in (True, False):
+        assert gds.gds(MDP(P, np.zeros((2, 3, 1)), 1), 0, {2}, heuristic=heuristic).length == 2
 
 
 def test_large_grid_is_solved_almost_without_search():
@@ -216,7 +266,8 @@ def test_large_grid_is_solved_almost_without_search():
     m = MDP.deterministic(np.stack(moves, 1), np.full((240, 3600, 5), -1.0), 1)
     result = gds.gds(m, 0, [3599], max_pops=1000)
     assert (result.value, result.length) == (-118, 118)  # the Manhattan distance
-    assert gds.gds(m, 0, [3599, 3598], "cover").status == "infeasible"  # one branch ends in one state
+    nothing = gds.gds(m, 0, [3599, 3598], "cover")  # one branch ends in one state
+    assert (nothing.status, nothing.pops) == ("infeasible", 0)
 
 
 def test_dense_and_deterministic_mdps_are_the_same():
@@ -262,6 +313,16 @@ def test_distributions_that_differ_only_in_support_are_not_merged():
     assert (result.value, result.policy[0]) == (-1, {0: 1})
 
 
+@pytest.mark.parametrize("apart, pops", [(1e-6, 3), (1e-16, 2)])
+def test_probabilities_are_compared_to_12_digits(apart, pops):
+    """If this failed, plans whose odds differ would be merged, or equal ones kept apart by a rounding error."""
+    P = np.zeros((3, 2, 3))
+    P[0, 0, [1, 2]], P[0, 1, [1, 2]] = [0.3, 0.7], [0.3 + apart, 0.7 - apart]
+    P[1:, :, 2] = 1
+    assert P[0, 1, 1] != P[0, 0, 1]
+    assert gds.gds(MDP(P, np.zeros((1, 3, 2)), 1), 0, [], heuristic=False).pops == pops  # the start, and each outcome
+
+
 def test_capped_is_never_infeasible():
     """If this failed, a search that was cut short would claim to have proved that no policy exists."""
     m = MDP.deterministic([[1, 0], [2, 1], [3, 2], [3, 3]], np.full((6, 4, 2), -0.1), 0.9)
@@ -273,6 +334,8 @@ def test_capped_is_never_infeasible():
         assert gds.gds(m, 0, {3}, heuristic=False, max_pops=limit).status != "infeasible"
         assert gds.gds_literal(m, 0, {3}, max_pops=limit).status != "infeasible"
         assert gds.static_best(m, 0, {3}, max_pops=limit).status != "infeasible"
+    one_way = gds.gds_literal(MDP.deterministic([[1], [2], [2]], np.zeros((2, 3, 1)), 0.9), 0, {2}, max_pops=1)
+    assert (one_way.status, one_way.pops) == ("capped", 1)  # nothing but the pops to cap
 
 
 def test_brute_force_refuses_what_would_not_finish():
@@ -536,6 +599,7 @@ def test_pictures(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--world", "moon"], "'toll'"), (["--n", "0"], ">= 1"), (["--n", "x"], ">= 1"), (["--seed", "-1"], "--seed"),
+    (["--seed", "1.5"], ">= 0, got '1.5'"),
     (["--svg", "a.svg"], "needs --world"), (["--world", "toll", "--svg", "/no/such/dir/a.svg"], "cannot write")])
 def test_bad_command_lines(arguments, message, capsys):
     """If this failed, a typo would end in a traceback or in a silent default."""
@@ -558,6 +622,7 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: MDP(GOOD_P * 0.9, GOOD_R, 0.9), "P.*sum to 1.*0.9"),
     (lambda: MDP(GOOD_P[:, :, :1], GOOD_R, 0.9), r"P: expected shape \(S,A,S\)"),
     (lambda: MDP([[0.5, 0.5]], GOOD_R, 0.9), "P: expected shape"),
+    (lambda: MDP([[[0.5, 0.5], [1.0]]], GOOD_R, 0.9), "P: expected an array of numbers"),
     (lambda: MDP(np.array([[[1.5, -0.5]]] * 2), GOOD_R, 0.9), "P: probabilities must be >= 0"),
     (lambda: MDP(GOOD_P * np.nan, GOOD_R, 0.9), "P: expected finite"),
     (lambda: MDP(GOOD_P, GOOD_R[:, :1], 0.9), r"r: expected shape \(T,2,1\)"),
@@ -570,6 +635,8 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: MDP.deterministic([[0], [2]], GOOD_R, 0.9), "next_state: states are 0..1"),
     (lambda: MDP.deterministic([[0.0], [1.0]], GOOD_R, 0.9), "next_state: expected integers"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 2, {0}), "start.*0..1, got 2"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), -1, {0}), "start.*0..1, got -1"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), "s", {0}), "start.*0..1, got 's'"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {5}), "goals.*0..1, got 5"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, 1), "goals: expected a collection"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover, got 'touch'"),
