@@ -224,6 +224,7 @@ def test_pops_by_hand():
     plain = gds.gds(m, 0, {4}, heuristic=False)  # pops 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
     assert (plain.value, plain.length, plain.pops) == (-13, 3, 5)
     assert gds.gds(m, 0, {4}).pops == 4  # straight along 0, 2, 3, 4
+    assert gds.gds(m, 0, {0}).pops == 0  # the bound knows that there is no way back
     assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
     assert gds.gds(m, 0, {4}, heuristic=False, max_pops=4).pops == 4
     undecided = gds._search(m, 0, {4}, "reach", gds.no_bound(m), 100, dedupe=False)
@@ -415,6 +416,29 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
         assert result.value == optimum
     family, start, goals = gds.late_shortcut(gamma, T)
     assert (family.next[..., 0].tolist(), start, goals) == (succ, 0, goal) and (family.r == r).all()
+
+
+@pytest.mark.parametrize("mode", ["reach", "cover"])
+@pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5), ("cross", 1)])
+def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
+    """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, greatest costs c, 0, 16."""
+    for cost, what in ((eps * 0.99, "expand"), (eps if reading in gds.SOUND else eps * 1.01, "PRUNE")):
+        r, seen = np.zeros((3, 3, 2)), []
+        r[0, 0, 1], r[2, 0, 0] = -cost, -16  # 0 -> 1 for nothing or for c, and then nothing but 1 -> 2
+        m, goals = MDP.deterministic([[1, 1], [2, 2], [2, 2]], r, 0.25), {0} if mode == "reach" else {0, 1}
+        result = gds.gds_literal(m, 0, goals, mode, reading, trace=lambda *pop, seen=seen: seen.append(pop))
+        assert result.status == "infeasible" and (1, [1], -cost, what) in seen and len(seen) == result.pops
+        assert sum(pop[-1] == "PRUNE" for pop in seen) == result.fired
+
+
+def test_pruning_without_discount_or_costs():
+    """If this failed: at gamma = 1 the printed eps is infinite, so nothing is pruned; without costs it is 0."""
+    for reading in gds.PRINTED:
+        result = gds.gds_literal(*gds.corridor(2, 3, 1, 1.0), reading=reading)
+        assert (result.value, result.fired) == (-2, 0)
+    for gamma in (0.5, 1):
+        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
+        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
 
 
 def test_no_smaller_counterexample():
