@@ -1,6 +1,6 @@
 """What gds.py's solvers cost by size, in pops, CPU seconds and memory.
 
-    python tests/bench_gds.py                        measures (5 minutes on one thread), appends every run to
+    python tests/bench_gds.py                        measures (2 minutes of CPU time), appends every run to
                                                      results/bench_gds.jsonl, prints the Markdown tables
     python tests/bench_gds.py --table                only prints the tables of what is in that file
     python tests/bench_gds.py --networkx             60 x 60 cells, T = 240: gds and networkx in turn (4 GB, minutes)
@@ -100,7 +100,7 @@ COVER_SOLVERS = ("neither", "no bound", "repaired pruning", "bound, no de-duplic
 FAMILIES = {  # name: (problem, mode, sizes, what the size is, solvers, limit on pops)
     "grid": (grid, "reach", (10, 20, 30, 60, 100), "cells a side", ("no bound", "bound"), 100_000),
     "random": (random_cover, "cover", (16, 32, 64, 128, 256), "states", COVER_SOLVERS, 5000),
-    "scouts": (scouts, "cover", (1, 2, 3, 4, 5), "scouts", COVER_SOLVERS, 5000),
+    "scouts": (scouts, "cover", (1, 2, 3, 4, 5), "branches", COVER_SOLVERS, 5000),
     "3-SAT": (sat, "cover", (6, 10, 14, 18, 22), "variables", COVER_SOLVERS, 5000),
 }
 

@@ -436,6 +436,8 @@ def test_pruning_without_discount_or_costs():
     for reading in gds.PRINTED:
         result = gds.gds_literal(*gds.corridor(2, 3, 1, 1.0), reading=reading)
         assert (result.value, result.fired) == (-2, 0)
+    short_sighted = gds.gds_literal(*gds.corridor(2, 3, 0, 1.0), reading="child")  # gamma = 0: eps is 0 from t = 1 on
+    assert short_sighted.status == "infeasible" and short_sighted.fired > 0
     for gamma in (0.5, 1):
         assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
         assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
@@ -665,6 +667,10 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, 1), "goals: expected a collection"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover, got 'touch'"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=0), "max_pops.*>= 1, got 0"),
+    *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover")
+      for solve in (gds.gds_literal, gds.static_best, gds.brute_force)],
+    *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=1.5), "max_pops.*>= 1, got 1.5")
+      for solve in (gds.gds_literal, gds.static_best)],
     (lambda: gds.gds_literal(MDP(GOOD_P, GOOD_R, 1), 0, {0}, reading="mine"), "reading: expected one of parent"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 0}, {0: 0}]), "rule 1 gives no action for state 1"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 3}]), "action 3 in state 0"),
