@@ -337,6 +337,11 @@ def test_capped_is_never_infeasible():
         assert gds.static_best(m, 0, {3}, max_pops=limit).status != "infeasible"
     one_way = gds.gds_literal(MDP.deterministic([[1], [2], [2]], np.zeros((2, 3, 1)), 0.9), 0, {2}, max_pops=1)
     assert (one_way.status, one_way.pops) == ("capped", 1)  # nothing but the pops to cap
+    one_step = MDP.deterministic([[1, 1], [1, 1]], np.zeros((1, 2, 2)), 0.9)
+    assert [gds.gds_literal(one_step, 0, {1}, max_pops=n).status for n in (1, 2)] == ["capped", "optimal"]
+    wide = MDP(np.full((12, 2, 12), 1 / 12), np.zeros((2, 12, 2)), 0.9)  # after one step 2^12 rules would wait
+    too_many = gds.gds_literal(wide, 0, [], reading="repaired", max_pops=1000)
+    assert (too_many.status, too_many.pops) == ("capped", 2) and np.isnan(too_many.value)
 
 
 def test_brute_force_refuses_what_would_not_finish():
@@ -441,6 +446,21 @@ def test_pruning_without_discount_or_costs():
     for gamma in (0.5, 1):
         assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
         assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
+
+
+@pytest.mark.parametrize("reading", gds.PRINTED)
+def test_goal_sets_popped_before_are_not_recorded(reading):
+    """If this failed, the start would prune whatever comes back to it, which the printed algorithm does not say."""
+    seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
+    gds.gds_literal(MDP.deterministic([[0, 0]], [[[0.0, -1.0]], [[0.0, 0.0]]], 0.25), 0, [], reading=reading,
+                    trace=lambda *pop: seen.append(pop))
+    assert (1, [0], -1, "expand") in seen
+
+
+def test_the_two_readings_differ():
+    """If this failed, the child's value would be recorded under the same goal set in both readings of the print."""
+    problem = gds.late_shortcut(0.25, 2)  # the least that the child reading gets wrong; the parent reading needs T = 3
+    assert [gds.gds_literal(*problem, reading=reading).value for reading in gds.PRINTED] == [-1, -np.inf]
 
 
 def test_no_smaller_counterexample():
