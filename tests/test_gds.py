@@ -575,6 +575,12 @@ def test_worlds(name):
     w = gds.WORLDS[name]()
     result = gds.gds(w.mdp, w.start, w.goals, w.mode)
     assert (round(result.value, 3), result.length) == (round(value, 3), length)
+    if w.mode == "reach":  # by induction, without any search, and the policy is worth what it says
+        induced = gds.reach_dp(w.mdp, w.start, w.goals)
+        assert (round(induced.value, 3), induced.length, induced.pops) == (round(value, 3), length, 0)
+        assert abs(gds.policy_value(w.mdp, w.start, induced.policy) - induced.value) < 1e-9
+        assert set(gds.occupancy(w.mdp, w.start, induced.policy)[-1]) <= w.goals
+        assert gds.reach_dp(w.mdp.until(horizon - 1), w.start, w.goals).pops == 0
     best_static = gds.static_best(w.mdp, w.start, w.goals, w.mode)
     assert best_static.status == ("optimal" if static else "infeasible")
     assert static is None or round(best_static.value, 3) == static
