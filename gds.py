@@ -216,8 +216,7 @@ def concatenate(first, second):
 
 def _scaled(c, x):
     """c * x, except that infinities stay: 0 * inf is nan, and at gamma = 0 what is impossible stays impossible."""
-    finite = np.isfinite(x)
-    return np.where(finite, c * np.where(finite, x, 0), x)
+    return np.multiply(c, x, out=x.copy(), where=np.isfinite(x))
 
 
 def backward(mdp, stop):
@@ -230,7 +229,7 @@ def backward(mdp, stop):
     Q = np.empty(mdp.r.shape)
     edge = mdp.prob > 0
     for t in reversed(range(mdp.T)):
-        ahead = np.where(edge, mdp.prob * np.where(edge, V[t + 1][mdp.next], 0), 0).sum(-1)  # (S,A)
+        ahead = (mdp.prob * np.where(edge, V[t + 1][mdp.next], 0)).sum(-1)  # (S,A)
         Q[t] = mdp.r[t] + _scaled(mdp.gamma, ahead)
         V[t] = np.maximum(V[t], Q[t].max(-1))
     return V, Q
@@ -311,8 +310,9 @@ def backward_bound(mdp, start, goals, mode):
     for n, stop in enumerate(stops):
         V, Q = backward(mdp, stop)
         root[n] = V[0, start]
-        loss = np.where(Q == -np.inf, np.inf, np.where(np.isinf(V[:-1]), 0, V[:-1])[..., None] - Q)  # (T,S,A)
-        regret[..., n] = _scaled(discount[:-1, None, None], loss)
+        loss = np.subtract(np.where(np.isinf(V[:-1]), 0, V[:-1])[..., None], Q, out=Q)  # (T,S,A), inf where Q = -inf
+        for t in range(mdp.T):  # one time at a time: no third array of this size
+            regret[t, ..., n] = _scaled(discount[t], loss[t])
         if with_miss:
             L, M = n + 1, miss[..., n]  # M (T+1,S,G)
             for j, g in enumerate(sorted(goals)):
@@ -366,11 +366,11 @@ def _search(mdp, start, goals, mode, bound, max_pops, dedupe=True, static=False)
     """
     discount = [mdp.gamma**t for t in range(mdp.T)]
     todo = ((start, 1.0),)
-    seen = {}  # (t, todo, done) -> best value of a prefix leading there
+    seen = {}  # (t, branches still to move, branches that moved) -> best value of a prefix leading there
     tick = itertools.count()  # ties go to the longer prefix, then to the older entry
-    heap = []
+    heap = []  # (-bound, -t, tick, value, bound per relaxed end, t, todo, done, link, key in seen)
     if bound.root.max() > -np.inf:
-        heap.append((-bound.root.max(), 0, next(tick), 0.0, bound.root, 0, todo, (), None, None))
+        heap.append((0.0, 0, next(tick), 0.0, bound.root, 0, todo, (), None, None))
     pops = 0
     while heap:
         _, _, _, value, left, t, todo, done, link, key = heapq.heappop(heap)
@@ -387,6 +387,7 @@ def _search(mdp, start, goals, mode, bound, max_pops, dedupe=True, static=False)
         if t == mdp.T:
             continue
         (s, p), rest = todo[0], todo[1:]
+        waiting = _rounded(rest)
         fixed = {s2: a for _, s2, a in _choices(link)} if static else {}
         for a in [fixed[s]] if s in fixed else range(mdp.A):
             after = dict(done)
@@ -397,7 +398,7 @@ def _search(mdp, start, goals, mode, bound, max_pops, dedupe=True, static=False)
             value2 = value + discount[t] * p * mdp.r.item(t, s, a)
             key = None
             if dedupe:
-                key = (t2, _rounded(todo2), _rounded(done2), frozenset({**fixed, s: a}.items()) if static else None)
+                key = (t2, waiting, _rounded(after), frozenset({**fixed, s: a}.items()) if static else None)
                 if value2 <= seen.get(key, -np.inf):
                     continue
                 seen[key] = value2
@@ -417,13 +418,13 @@ def _choices(link):
 
 
 def _rounded(branches):
-    return tuple((s, round(p, 12)) for s, p in branches)
+    return tuple([(s, round(p * 1e12)) for s, p in branches])
 
 
 def _miss(bound, t, todo, done):
     """(n,) the least regret still to come in COVER: max over goals of min over branches (see backward_bound)."""
-    per_branch = [p * bound.miss[t, s] for s, p in todo] + [p * bound.miss[t + 1, s] for s, p in done]  # each (G,n)
-    return np.min(per_branch, axis=0).max(0)
+    times, (states, p) = [t] * len(todo) + [t + 1] * len(done), zip(*todo, *done)
+    return (np.array(p)[:, None, None] * bound.miss[times, states]).min(0).max(0)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -186,6 +186,14 @@ def test_cover_bound_by_hand():
     bound = gds.backward_bound(m, 0, {4}, "cover")
     assert bound.root.tolist() == [0, 0] and bound.miss[0, 0, 0].tolist() == [np.inf, 0.5 * 0.5 * 1]
     assert gds.gds(m, 0, {4}, "cover").value == -0.25
+    still = gds._miss(bound, 1, ((1, 0.5), (2, 0.5)), ()), gds._miss(bound, 1, ((2, 0.5),), ((1, 0.5),))
+    assert [x[1] for x in still] == [0.25, np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
+
+
+def test_cover_bound_needs_every_goal():
+    """If this failed, a prefix that has lost one of its goals would be searched on, for the sake of the others."""
+    m, start, goals = gds.merging()  # 0; 1 and 2; 2 alone; 3, which may end in 4 or in 5 and is given up
+    assert gds.gds(m, start, goals, "cover").pops == 4
 
 
 def test_grid_against_networkx():
@@ -200,12 +208,55 @@ def test_grid_against_networkx():
             graph.add_edge(*edge, weight=min(weight, graph.get_edge_data(*edge, {"weight": np.inf})["weight"]))
         distance = nx.single_source_dijkstra_path_length(graph, (0, 0))
         m = MDP.deterministic(succ, -cost, gamma)
-        for goals in ({11}, {3, 7}, {0}):
-            best = min(distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals)
+        for goals in ({11}, {3, 7}, {0}, set()):  # the empty set is never reached, so everything is searched
+            best = min((distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals), default=np.inf)
             for heuristic in (True, False):
                 result = gds.gds(m, 0, goals, heuristic=heuristic)
                 assert result.status == ("optimal" if best < np.inf else "infeasible") and result.pops <= T * S + 1
                 assert abs(result.value + best) < 1e-9 or best == np.inf
+
+
+def test_pops_by_hand():
+    """If this failed, the search would pop a prefix twice, or one that was improved on, or stop at the wrong pop."""
+    r = np.zeros((3, 5, 2))
+    r[0, 0], r[1, 1], r[1, 2], r[2, 3] = (-1, -2), -5, -1, -10  # 0 -> 1 for 1 or 2 for 2, 1 -> 3 for 5, 2 -> 3 for 1
+    m = MDP.deterministic([[1, 2], [3, 3], [3, 3], [4, 4], [4, 4]], r, 1)  # both actions are the same after the first
+    plain = gds.gds(m, 0, {4}, heuristic=False)  # pops 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
+    assert (plain.value, plain.length, plain.pops) == (-13, 3, 5)
+    assert gds.gds(m, 0, {4}).pops == 4  # straight along 0, 2, 3, 4
+    assert gds.gds(m, 0, {0}).pops == 0  # the bound knows that there is no way back
+    assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
+    assert gds.gds(m, 0, {4}, heuristic=False, max_pops=4).pops == 4
+    undecided = gds._search(m, 0, {4}, "reach", gds.no_bound(m), 100, dedupe=False)
+    assert (undecided.value, undecided.pops) == (-13, 8)  # 0; 1; 2; 3 twice by either action; 3 twice at -6; 4
+    free = MDP.deterministic([[0, 1], [1, 2], [2, 2]], np.zeros((3, 3, 2)), 1)
+    tied = gds.gds(free, 0, {2}, heuristic=False)  # the longer first: states 0, 0, 0, 0 (dropped), 1 (dropped), 1, 2
+    assert (tied.length, tied.pops) == (3, 7)
+
+
+def test_branches_in_any_order_are_one_distribution():
+    """If this failed, {3, 4} and {4, 3} would count as two distributions, and both would be searched."""
+    P = np.zeros((5, 2, 5))
+    P[0, :, [1, 2]] = 0.5
+    P[1, 0, 3] = P[1, 1, 4] = P[2, 0, 4] = P[2, 1, 3] = P[3, :, 3] = P[4, :, 4] = 1
+    nothing = gds.gds(MDP(P, np.zeros((2, 5, 2)), 1), 0, [], heuristic=False)
+    assert (nothing.status, nothing.pops) == ("infeasible", 7)  # 0; 1 and 2; 2 alone, twice; {3}, {4} and {3, 4}
+
+
+def test_static_by_hand():
+    """If this failed, static prefixes with the same ends would be merged though they are bound to other actions."""
+    P, r = np.zeros((4, 2, 4)), np.zeros((3, 4, 2))
+    P[0, :, [1, 2]], P[1, :, 3], P[2, :, 1], P[3, :, 3] = 0.5, 1, 1, 1  # one branch is in 1 at t = 1, the other at 2
+    r[1, 1, 1], r[2, 1, 0] = -1, -10  # action 0 is the better one at t = 1, action 1 at t = 2
+    assert gds.gds(MDP(P, r, 1), 0, {3}).value == 0 and gds.static_best(MDP(P, r, 1), 0, {3}).value == -0.5
+
+
+def test_a_prefix_ends_only_when_every_branch_has_moved():
+    """If this failed, a step that only some branches have taken would pass for an end of the policy."""
+    P = np.zeros((3, 1, 3))
+    P[0, 0, [1, 2]], P[1:, 0, 2] = 0.5, 1  # the goal 2 is where one branch is at t = 1, and both at t = 2
+    for heuristic in (True, False):
+        assert gds.gds(MDP(P, np.zeros((2, 3, 1)), 1), 0, {2}, heuristic=heuristic).length == 2
 
 
 def test_large_grid_is_solved_almost_without_search():
@@ -216,7 +267,8 @@ def test_large_grid_is_solved_almost_without_search():
     m = MDP.deterministic(np.stack(moves, 1), np.full((240, 3600, 5), -1.0), 1)
     result = gds.gds(m, 0, [3599], max_pops=1000)
     assert (result.value, result.length) == (-118, 118)  # the Manhattan distance
-    assert gds.gds(m, 0, [3599, 3598], "cover").status == "infeasible"  # one branch ends in one state
+    nothing = gds.gds(m, 0, [3599, 3598], "cover")  # one branch ends in one state
+    assert (nothing.status, nothing.pops) == ("infeasible", 0)
 
 
 def test_dense_and_deterministic_mdps_are_the_same():
@@ -262,6 +314,16 @@ def test_distributions_that_differ_only_in_support_are_not_merged():
     assert (result.value, result.policy[0]) == (-1, {0: 1})
 
 
+@pytest.mark.parametrize("apart, pops", [(1e-6, 3), (1e-16, 2)])
+def test_probabilities_are_compared_to_12_digits(apart, pops):
+    """If this failed, plans whose odds differ would be merged, or equal ones kept apart by a rounding error."""
+    P = np.zeros((3, 2, 3))
+    P[0, 0, [1, 2]], P[0, 1, [1, 2]] = [0.3, 0.7], [0.3 + apart, 0.7 - apart]
+    P[1:, :, 2] = 1
+    assert P[0, 1, 1] != P[0, 0, 1]
+    assert gds.gds(MDP(P, np.zeros((1, 3, 2)), 1), 0, [], heuristic=False).pops == pops  # the start, and each outcome
+
+
 def test_capped_is_never_infeasible():
     """If this failed, a search that was cut short would claim to have proved that no policy exists."""
     m = MDP.deterministic([[1, 0], [2, 1], [3, 2], [3, 3]], np.full((6, 4, 2), -0.1), 0.9)
@@ -273,6 +335,13 @@ def test_capped_is_never_infeasible():
         assert gds.gds(m, 0, {3}, heuristic=False, max_pops=limit).status != "infeasible"
         assert gds.gds_literal(m, 0, {3}, max_pops=limit).status != "infeasible"
         assert gds.static_best(m, 0, {3}, max_pops=limit).status != "infeasible"
+    one_way = gds.gds_literal(MDP.deterministic([[1], [2], [2]], np.zeros((2, 3, 1)), 0.9), 0, {2}, max_pops=1)
+    assert (one_way.status, one_way.pops) == ("capped", 1)  # nothing but the pops to cap
+    one_step = MDP.deterministic([[1, 1], [1, 1]], np.zeros((1, 2, 2)), 0.9)
+    assert [gds.gds_literal(one_step, 0, {1}, max_pops=n).status for n in (1, 2)] == ["capped", "optimal"]
+    wide = MDP(np.full((12, 2, 12), 1 / 12), np.zeros((2, 12, 2)), 0.9)  # after one step 2^12 rules would wait
+    too_many = gds.gds_literal(wide, 0, [], reading="repaired", max_pops=1000)
+    assert (too_many.status, too_many.pops) == ("capped", 2) and np.isnan(too_many.value)
 
 
 def test_brute_force_refuses_what_would_not_finish():
@@ -352,6 +421,46 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
         assert result.value == optimum
     family, start, goals = gds.late_shortcut(gamma, T)
     assert (family.next[..., 0].tolist(), start, goals) == (succ, 0, goal) and (family.r == r).all()
+
+
+@pytest.mark.parametrize("mode", ["reach", "cover"])
+@pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5), ("cross", 1)])
+def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
+    """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, greatest costs c, 0, 16."""
+    for cost, what in ((eps * 0.99, "expand"), (eps if reading in gds.SOUND else eps * 1.01, "PRUNE")):
+        r, seen = np.zeros((3, 3, 2)), []
+        r[0, 0, 1], r[2, 0, 0] = -cost, -16  # 0 -> 1 for nothing or for c, and then nothing but 1 -> 2
+        m, goals = MDP.deterministic([[1, 1], [2, 2], [2, 2]], r, 0.25), {0} if mode == "reach" else {0, 1}
+        result = gds.gds_literal(m, 0, goals, mode, reading, trace=lambda *pop, seen=seen: seen.append(pop))
+        assert result.status == "infeasible" and (1, [1], -cost, what) in seen and len(seen) == result.pops
+        assert sum(pop[-1] == "PRUNE" for pop in seen) == result.fired
+
+
+def test_pruning_without_discount_or_costs():
+    """If this failed: at gamma = 1 the printed eps is infinite, so nothing is pruned; without costs it is 0."""
+    for reading in gds.PRINTED:
+        result = gds.gds_literal(*gds.corridor(2, 3, 1, 1.0), reading=reading)
+        assert (result.value, result.fired) == (-2, 0)
+    short_sighted = gds.gds_literal(*gds.corridor(2, 3, 0, 1.0), reading="child")  # gamma = 0: eps is 0 from t = 1 on
+    assert short_sighted.status == "infeasible" and short_sighted.fired > 0
+    for gamma in (0.5, 1):
+        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
+        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
+
+
+@pytest.mark.parametrize("reading", gds.PRINTED)
+def test_goal_sets_popped_before_are_not_recorded(reading):
+    """If this failed, the start would prune whatever comes back to it, which the printed algorithm does not say."""
+    seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
+    gds.gds_literal(MDP.deterministic([[0, 0]], [[[0.0, -1.0]], [[0.0, 0.0]]], 0.25), 0, [], reading=reading,
+                    trace=lambda *pop: seen.append(pop))
+    assert (1, [0], -1, "expand") in seen
+
+
+def test_the_two_readings_differ():
+    """If this failed, the child's value would be recorded under the same goal set in both readings of the print."""
+    problem = gds.late_shortcut(0.25, 2)  # the least that the child reading gets wrong; the parent reading needs T = 3
+    assert [gds.gds_literal(*problem, reading=reading).value for reading in gds.PRINTED] == [-1, -np.inf]
 
 
 def test_no_smaller_counterexample():
@@ -466,6 +575,12 @@ def test_worlds(name):
     w = gds.WORLDS[name]()
     result = gds.gds(w.mdp, w.start, w.goals, w.mode)
     assert (round(result.value, 3), result.length) == (round(value, 3), length)
+    if w.mode == "reach":  # by induction, without any search, and the policy is worth what it says
+        induced = gds.reach_dp(w.mdp, w.start, w.goals)
+        assert (round(induced.value, 3), induced.length, induced.pops) == (round(value, 3), length, 0)
+        assert abs(gds.policy_value(w.mdp, w.start, induced.policy) - induced.value) < 1e-9
+        assert set(gds.occupancy(w.mdp, w.start, induced.policy)[-1]) <= w.goals
+        assert gds.reach_dp(w.mdp.until(horizon - 1), w.start, w.goals).pops == 0
     best_static = gds.static_best(w.mdp, w.start, w.goals, w.mode)
     assert best_static.status == ("optimal" if static else "infeasible")
     assert static is None or round(best_static.value, 3) == static
@@ -536,6 +651,7 @@ def test_pictures(name, tmp_path, capsys):
 
 @pytest.mark.parametrize("arguments, message", [
     (["--world", "moon"], "'toll'"), (["--n", "0"], ">= 1"), (["--n", "x"], ">= 1"), (["--seed", "-1"], "--seed"),
+    (["--seed", "1.5"], ">= 0, got '1.5'"),
     (["--svg", "a.svg"], "needs --world"), (["--world", "toll", "--svg", "/no/such/dir/a.svg"], "cannot write")])
 def test_bad_command_lines(arguments, message, capsys):
     """If this failed, a typo would end in a traceback or in a silent default."""
@@ -558,6 +674,7 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: MDP(GOOD_P * 0.9, GOOD_R, 0.9), "P.*sum to 1.*0.9"),
     (lambda: MDP(GOOD_P[:, :, :1], GOOD_R, 0.9), r"P: expected shape \(S,A,S\)"),
     (lambda: MDP([[0.5, 0.5]], GOOD_R, 0.9), "P: expected shape"),
+    (lambda: MDP([[[0.5, 0.5], [1.0]]], GOOD_R, 0.9), "P: expected an array of numbers"),
     (lambda: MDP(np.array([[[1.5, -0.5]]] * 2), GOOD_R, 0.9), "P: probabilities must be >= 0"),
     (lambda: MDP(GOOD_P * np.nan, GOOD_R, 0.9), "P: expected finite"),
     (lambda: MDP(GOOD_P, GOOD_R[:, :1], 0.9), r"r: expected shape \(T,2,1\)"),
@@ -570,10 +687,16 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: MDP.deterministic([[0], [2]], GOOD_R, 0.9), "next_state: states are 0..1"),
     (lambda: MDP.deterministic([[0.0], [1.0]], GOOD_R, 0.9), "next_state: expected integers"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 2, {0}), "start.*0..1, got 2"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), -1, {0}), "start.*0..1, got -1"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), "s", {0}), "start.*0..1, got 's'"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {5}), "goals.*0..1, got 5"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, 1), "goals: expected a collection"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover, got 'touch'"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=0), "max_pops.*>= 1, got 0"),
+    *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover")
+      for solve in (gds.gds_literal, gds.static_best, gds.brute_force)],
+    *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=1.5), "max_pops.*>= 1, got 1.5")
+      for solve in (gds.gds_literal, gds.static_best)],
     (lambda: gds.gds_literal(MDP(GOOD_P, GOOD_R, 1), 0, {0}, reading="mine"), "reading: expected one of parent"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 0}, {0: 0}]), "rule 1 gives no action for state 1"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 3}]), "action 3 in state 0"),
