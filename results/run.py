@@ -48,6 +48,7 @@ EXPERIMENTS = {
     "selection": ((0, 1, 2), {  # how rollouts teach, on all 2,000 rows; measured before problems were kept: means alone
         "SFT": "--method sft",
         "DLR advantage": "--select advantage",
+        "DLR advantage, answer only": "--select advantage",  # as it is now; the line above: prompt, too
         "DLR likelihood": "--select likelihood",
         "DLR joint": "--select joint",
         "DLR, C=1": "--n_codes 1 --n_rollouts 1",
