@@ -86,7 +86,7 @@ def start_two(argv, **kw):
 def finish(*processes):
     """Their exit codes; -9 is a kill."""
     for process in processes:
-        process.join(120)
+        process.join(300)
     return [process.exitcode for process in processes]
 
 
@@ -98,7 +98,7 @@ def steps(out):
 
 def wait_for_step(out, n):
     """Until metrics.jsonl has n lines."""
-    path, end = Path(out) / "metrics.jsonl", time.time() + 120
+    path, end = Path(out) / "metrics.jsonl", time.time() + 300
     while time.time() < end and (path.read_bytes().count(b"\n") if path.exists() else 0) < n:
         time.sleep(0.005)
     assert time.time() < end
