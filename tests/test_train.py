@@ -142,6 +142,20 @@ def test_two_processes_train_like_one(tmp_path, method):
     same_training(tmp_path / "one", tmp_path / "two")
 
 
+def test_every_row_of_every_run_draws_rollouts_of_its_own(tmp_path, monkeypatch):
+    """Broken if two runs with different seeds, or two rows of one, had the same noise (CPU generators read 32 bits)."""
+    real, draws = GPT.dlr_loss, []
+
+    def loss(self, *a, seeds, **k):
+        draws.extend(torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
+        return real(self, *a, seeds=seeds, **k)
+
+    monkeypatch.setattr(GPT, "dlr_loss", loss)
+    for seed in ("0", "1", "2"):
+        train.main([*SMALL, "--seed", seed, "--out", str(tmp_path / seed)])
+    assert len(draws) == 3 * 48 and len(torch.stack(draws).unique(dim=0)) == len(draws)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path, monkeypatch):
     """Broken if what a step trains on, or its rollouts, depended on how many processes share it."""
     train.main([*SMALL, "--out", str(tmp_path / "whole")])
