@@ -366,8 +366,8 @@ def train(cfg, held):
         first = step * cfg.batch_size
         batch = [example(i) for i in range(first, first + cfg.batch_size)]
         n_labels, metrics, used = sum(len(ids) - n_prompt for ids, n_prompt in batch), {}, torch.zeros(cfg.n_codes)
-        parts = cfg.grad_accum * world
-        seeds = [random.Random(f"rollouts {cfg.seed} {i}").getrandbits(32) for i in range(first, first + cfg.batch_size)]
+        parts, last = cfg.grad_accum * world, first + cfg.batch_size
+        seeds = [random.Random(f"rollouts {cfg.seed} {i}").getrandbits(32) for i in range(first, last)]
         micro_batches = [([t.to(device) for t in collate(batch[part::parts])], seeds[part::parts])
                          for part in range(rank, parts, world)]
         whole = None
