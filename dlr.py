@@ -817,7 +817,8 @@ def real_chunks(targets, K):
 def pair_sum(probs, real):
     """Sum of p(a_m = i) p(a_m+1 = j) over real neighbouring chunks (C, C), and their count, from (B, M, C), (B, M)."""
     pair = real[:, :-1] & real[:, 1:]  # (B, M-1)
-    return torch.einsum("bm,bmi,bmj->ij", pair.to(probs.dtype), probs[:, :-1], probs[:, 1:]), pair.sum()
+    with torch.autocast(probs.device.type, enabled=False):  # bfloat16 would round shares of 1 / C^2 to three digits
+        return torch.einsum("bm,bmi,bmj->ij", pair.to(probs.dtype), probs[:, :-1], probs[:, 1:]), pair.sum()
 
 
 def code_logp(z, codes):

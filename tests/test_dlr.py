@@ -534,6 +534,14 @@ def test_parts_add_up_to_the_whole_batch(select):
     torch.testing.assert_close(before.lerp(whole["bigram"], 0.2), after)
 
 
+def test_the_bigram_is_float32_under_autocast():
+    """Broken if mixed precision rounded the prior's shares."""
+    probs, real = torch.randn(3, 9, 6).softmax(-1), torch.ones(3, 9, dtype=torch.bool)
+    with torch.autocast("cpu", torch.bfloat16):
+        total, _ = pair_sum(probs, real)
+    assert torch.equal(total, pair_sum(probs, real)[0]) and total.dtype == torch.float32
+
+
 def test_a_rows_rollouts_depend_on_its_seed_alone():
     """Broken if a row drew other codes in another batch, at another place in it, or beside longer rows."""
     model, (idx, targets) = make(), data()
