@@ -443,14 +443,16 @@ def main(argv=None):
             print(compare_table(lines))
             return
         if not args.run and args.ask is not None:
-            args.run = [str(p.parent) for p in sorted(Path("runs").rglob("ckpt.pt"), key=os.path.getmtime)[-1:]]
+            found = [p.parent for p in Path("runs").rglob("ckpt.pt")]
+            found = [p for p in found if p.parent not in found]  # not the baseline inside a run
+            args.run = [str(p) for p in sorted(found, key=lambda p: (p / "ckpt.pt").stat().st_mtime)[-1:]]
         if len(args.run) != 1:
             raise ValueError(f"one run at a time, a folder made by train.py; got {' '.join(args.run) or 'none'}; "
                              f"several only with --compare")
         args.run = args.run[0]
-        if args.rows < 0 or args.batch_size < 1 or args.max_new_tokens < 1:
-            raise ValueError(f"--rows must be >= 0, --batch_size and --max_new_tokens >= 1, "
-                             f"got {args.rows}, {args.batch_size}, {args.max_new_tokens}")
+        if args.rows < 0 or args.batch_size < 1 or args.max_new_tokens < 1 or args.seed < 0:
+            raise ValueError(f"--rows and --seed must be >= 0, --batch_size and --max_new_tokens >= 1, "
+                             f"got {args.rows}, {args.seed}, {args.batch_size}, {args.max_new_tokens}")
         folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
         kind = ".json" if args.analyze else ".html" if args.report else ".jsonl"
         if args.out and (Path(args.out).suffix != kind or not Path(args.out).parent.is_dir()):
@@ -470,7 +472,7 @@ def main(argv=None):
             from analysis.report import report
             out = Path(args.out or folder / "report.html")
             with precision(settings["dtype"], args.device):
-                report(folder, model, enc, rows, out, suffix, args.seed)
+                report(folder, model, enc, rows, out, suffix, args.seed, args.max_new_tokens)
             print(f"wrote {out}")
             return
         if args.analyze:

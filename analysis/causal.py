@@ -6,7 +6,7 @@ Three questions (method, section 6), each with the control that a naive answer l
 
 1. Is the codebook active?          Usage, perplexity, cosine and norms of the codes.
 2. Is routing input-dependent?      What codes tell about labels of the tokens beyond their position
-                                    (analysis/routing.py), for the trained router, an untrained one and random codes.
+                                    (analysis/routing.py), for the trained router, untrained ones and random codes.
 3. Do the routes matter?            Interventions on the same problems, each compared with "on":
 
     on           the router's argmax codes                off         no vector anywhere, prompt included
@@ -14,7 +14,7 @@ Three questions (method, section 6), each with the control that a naive answer l
     position     codes permuted among the rows at the same place: what remains is what position alone says
     mean         every chunk gets the mean vector used: what one static code would do
     directions   the same routes, but each code's vector points in a random direction, with its norm
-    untrained    a freshly drawn router chooses among the trained codes
+    untrained    a freshly drawn router chooses among the trained codes (whose numbers mean nothing to it)
     a code, or an n-gram of codes: wherever the router completes it, another code that is in use takes its place
     sham         the same for a code (or n-gram) that never fires: must change nothing
 
@@ -39,6 +39,8 @@ from data.tokens import collate, encode_row, end_token
 from eval import batches, bootstrap, grade, mcnemar, random_codes, shuffled_codes
 
 ARMS = ("on", "off", "random", "shuffled", "position", "mean", "directions", "untrained")
+FRESH = 8  # untrained routers measured beside the trained one
+FEW = 20  # problems below which no verdict is given
 N_GRAMS = {2: 4, 3: 4}  # how many of the most frequent n-grams are ablated, for each n
 
 
@@ -72,7 +74,7 @@ def from_table(table):
 def without(ngram, others, dice):
     """
     The router's codes, but where they complete `ngram` (a tuple of codes of consecutive chunks, often one) one of
-    `others` (LongTensor), drawn by dice (P, M), uniform in [0, 1). Remembers the router's earlier choices of each row.
+    `others` (LongTensor) does, drawn by dice (P, M), uniform in [0, 1). Remembers what the router chose in each row.
     """
     seen = torch.full(dice.shape, -1, device=dice.device)
 
@@ -120,8 +122,8 @@ def occurs(ngram, codes):
 @torch.no_grad()
 def token_nll(model, items, arm, only=None, batch_size=32):
     """
-    Negative log-likelihood in nats of every answer token under an arm, a list of (tokens,) arrays. `only`: batches
-    without any of these problems are not run and stay None (they keep the composition of the others).
+    Negative log-likelihood in nats of every answer token under an arm, a list of (tokens,) arrays. `only`: the others
+    stay None. Batches without any of these problems are not run; the rest are run whole, for the same rounding.
     """
     weights, choose = arm
     K, device, out = model.config.chunk, model.embed_tokens.weight.device, [None] * len(items)
@@ -136,7 +138,8 @@ def token_nll(model, items, arm, only=None, batch_size=32):
             codes = choose(z, row, torch.arange(z.size(1), device=device).expand(z.shape[:2]))
             nll = -model.token_logp(model.steer(h, codes), targets)
         for i, own, labelled in zip(batch, nll.cpu().double(), (targets >= 0).cpu()):
-            out[i] = own[labelled].numpy()
+            if only is None or i in only:
+                out[i] = own[labelled].numpy()
     return out
 
 
@@ -153,7 +156,8 @@ def generated(model, items, arm, end, only=None, max_new_tokens=320, batch_size=
             new = model.generate([items[i][0][: items[i][1]] for i in batch], max_new_tokens, stop=end,
                                  codes=lambda z, row, chunk, problem=problem: choose(z, problem[row], chunk))
         for i, ids in zip(batch, new):
-            out[i] = ids
+            if only is None or i in only:
+                out[i] = ids
     return out
 
 
@@ -251,10 +255,10 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
 
     # The other arms.
     vectors, generator = model.codebook.weight.detach(), torch.Generator().manual_seed(seed)
-    mean = (usage.to(device) / usage.sum()) @ vectors
+    mean = ((usage / usage.sum()).to(device)[:, None] * vectors).sum(0)  # no matrix product: autocast would round it
     directions = torch.nn.functional.normalize(torch.randn(C, vectors.size(1), generator=generator), dim=1)
     directions = directions.to(device) * vectors.norm(dim=1, keepdim=True)
-    fresh_router = model.config.router_std * torch.randn(C, vectors.size(1), generator=generator).to(device)
+    fresh = model.config.router_std * torch.randn(FRESH, C, vectors.size(1), generator=generator).to(device)
     table = random_codes(numbers, n_chunks, C, seed).to(device)
     shuffled, position = ([f(codes).to(device) for codes in (gold_codes, text_codes)] for f in (
         lambda codes: shuffled_codes(codes, n_chunks, numbers, seed),
@@ -265,7 +269,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
              "position": ({}, from_table(position[0]), from_table(position[1])),
              "mean": ({"codebook": mean.expand(C, -1).contiguous()}, argmax),
              "directions": ({"codebook": directions}, argmax),
-             "untrained": ({"router": fresh_router}, argmax)}
+             "untrained": ({"router": fresh[0]}, argmax)}
     tokens_of = {"on": on_tokens}
     for name, (weights, choose, *choose_text) in tqdm(tests.items(), desc="arms", leave=False, disable=not progress):
         tokens_of[name], texts = measure((weights, choose), (weights, choose_text[0]) if choose_text else None)
@@ -312,7 +316,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
               "ngrams": ngrams, "codebook": codebook(vectors, usage),
               "transitions": [[pairs[i, j] for j in range(C)] for i in range(C)],
               "information_gain": information_gain(tokens_of["off"], on_tokens, labels["class"]),
-              "routing": routing_of(model, items, gold_codes, fresh_router, labels, seed)}
+              "routing": routing_of(model, items, gold_codes, fresh, labels, seed)}
     result["findings"] = findings(result)
     model.train(was_training)
     return result
@@ -322,10 +326,10 @@ def codebook(vectors, usage):
     """Is the codebook active? vectors (C, H), usage (C,) counts of chunks."""
     share = usage.double() / usage.sum()
     live = torch.nn.functional.normalize(vectors[(usage > 0).to(vectors.device)], dim=1)
-    cosine = (live @ live.T)[~torch.eye(len(live), dtype=torch.bool, device=live.device)]
+    n = len(live)  # the sum over pairs is that over all less the diagonal's n
     return {"used": int((usage > 0).sum()), "fraction_used": float((usage > 0).double().mean()),
             "perplexity": float(torch.special.entr(share).sum().exp()),
-            "cosine": float(cosine.mean()) if len(cosine) else None,  # mean over pairs of used codes
+            "cosine": float((live.sum(0).square().sum() - n) / (n * (n - 1))) if n > 1 else None,  # mean over pairs
             "norms": vectors.norm(dim=1).tolist()}
 
 
@@ -340,7 +344,8 @@ def information_gain(off, on, classes, bins=16):
         """Over the tokens picked by mask(i) (a bool array for problem i)."""
         picked = [(g[m].mean(), m.sum()) for g, m in ((g, mask(i)) for i, g in enumerate(gains)) if m.any()]
         mean, weight = (np.array(x, float) for x in zip(*picked))
-        return {"tokens": int(weight.sum()), "gain": bootstrap(mean, np.zeros_like(mean), weight)}
+        return {"tokens": int(weight.sum()), "problems": len(picked),
+                "gain": bootstrap(mean, np.zeros_like(mean), weight)}
 
     width = math.ceil(max(map(len, gains)) / bins)
     places = [{"from": a, "to": min(a + width, max(map(len, gains))) - 1,
@@ -351,26 +356,30 @@ def information_gain(off, on, classes, bins=16):
                          for c in sorted({c for own in classes for c in own})}}
 
 
-def routing_of(model, items, trained, fresh_router, labels, seed):
+def routing_of(model, items, trained, fresh, labels, seed):
     """
-    {router: {kind of label: routing(...)}} for the trained router, an untrained one and random codes. Only the trained
-    one has its "codes" one by one, and "ngrams", the purity of n = 1 to 6 of them, where any chunk ends in a label.
+    {"trained": {kind of label: routing(...) with "ngrams", the purity of n = 1 to 6 codes, where any chunk ends in a
+    label}, "untrained" and "random": {kind: {"cmi_bits": {"excess": mean, "low", "high"}}} over len(fresh) freshly
+    drawn routers (len(fresh), C, H), and as many drawings of random codes}.
     """
     sequences, C, K = [ids[:-1] for ids, _ in items], model.config.n_codes, model.config.chunk
-    rng = np.random.default_rng(seed)
-    routers = {"trained": [own.numpy() for own in trained],
-               "untrained": [own.numpy() for own in routes(model, sequences, fresh_router)],
-               "random": [rng.integers(C, size=len(own)) for own in trained]}
-    out = {}
-    for name, chunks in routers.items():
-        codes = [codes_of_answer_tokens(own, n, len(ids), K) for own, (ids, n) in zip(chunks, items)]
-        out[name] = {kind: routing(codes, own, seed=seed) for kind, own in labels.items()}
-        if name != "trained":
-            for found in out[name].values():
-                del found["codes"]
+    rng, prompts = np.random.default_rng(seed), [n for _, n in items]
+
+    def tokens(chunks):
+        return [codes_of_answer_tokens(own, n, len(ids), K) for own, (ids, n) in zip(chunks, items)]
+
+    trained = [own.numpy() for own in trained]
+    references = {"untrained": [routes(model, sequences, router) for router in fresh],
+                  "random": [[rng.integers(C, size=len(own)) for own in trained] for _ in fresh]}
+    out = {"trained": {kind: routing(tokens(trained), own, seed=seed) for kind, own in labels.items()}}
+    for name, draws in references.items():
+        out[name] = {}
+        for kind, own in labels.items():
+            excess = [routing(tokens(d), own, permutations=20, seed=seed)["cmi_bits"]["excess"] for d in draws]
+            out[name][kind] = {"cmi_bits": {"excess": float(np.mean(excess)), "low": min(excess), "high": max(excess)}}
     for kind, own in labels.items():
         with contextlib.suppress(ValueError):  # no chunk ends in a label of this kind
-            out["trained"][kind]["ngrams"] = ngram_purity(routers["trained"], own, [n for _, n in items], K, seed=seed)
+            out["trained"][kind]["ngrams"] = ngram_purity(trained, own, prompts, K, seed=seed)
     return out
 
 
@@ -389,34 +398,39 @@ def findings(result):
     # 1
     active = "Yes" if book["perplexity"] >= 2 else "Barely" if book["used"] > 1 else "No"
     cosine = "" if book["cosine"] is None else f", mean cosine between them {book['cosine']:.2f}"
-    said.append(f"1. Is the codebook active? {active}: {book['used']} of {C} codes fire, perplexity "
-                f"{book['perplexity']:.1f}{cosine}.")
+    said.append("1. Is the codebook active? " + (
+        f"{active}: {book['used']} of {C} codes fire, perplexity {book['perplexity']:.1f}{cosine}." if C > 1 else
+        "It is one static vector."))
 
     # 2
     kinds = result["routing"]["trained"]
     beyond = {kind: r["cmi_bits"] for kind, r in kinds.items() if r["cmi_bits"]["p"] < 0.05 / len(kinds)}
-    untrained = {kind: r["cmi_bits"] for kind, r in result["routing"]["untrained"].items()}
-    # beyond what either would vary by chance: half the 95 % ranges of the nulls
-    more = [kind for kind, c in beyond.items() if c["excess"] - untrained[kind]["excess"] > sum(
-        (x["null_high"] - x["null_low"]) / 2 for x in (c, untrained[kind]))]
-    told = ", ".join(f"{kind} {c['excess']:.2f} of {kinds[kind]['entropy_bits']:.2f} bits (untrained router "
-                     f"{untrained[kind]['excess']:.2f}, random codes "
-                     f"{result['routing']['random'][kind]['cmi_bits']['excess']:.2f})" for kind, c in beyond.items())
+    left = {kind: r["entropy_bits"] - r["position"]["mi_bits"] for kind, r in kinds.items()}  # when the place is known
+
+    def range_of(router, kind):
+        return "{excess:.2f} ({low:.2f} to {high:.2f})".format(**result["routing"][router][kind]["cmi_bits"])
+
+    told = "; ".join(f"{kind} {c['excess']:.2f} of {left[kind]:.2f} bits (untrained routers "
+                     f"{range_of('untrained', kind)}, random codes {range_of('random', kind)})"
+                     for kind, c in beyond.items())
     said.append("2. Is routing input-dependent? " + (
         f"Yes, beyond position. What the codes tell about a token's label at the same position: {told}." if beyond else
-        "Not beyond position: at the same position the codes tell nothing about any label."))
+        f"Not shown beyond position, on {result['problems']} problems."))
     if beyond:
-        said.append(f"   Did training the router do that? It tells more than an untrained one about {', '.join(more)}."
-                    if more else "   Did training the router do that? No: an untrained router's codes tell as much.")
+        more = [kind for kind, c in beyond.items()
+                if c["excess"] > result["routing"]["untrained"][kind]["cmi_bits"]["high"]]
+        said.append("   Did training the router do that? "
+                    + (f"It tells more than each of {FRESH} untrained ones about {', '.join(more)}." if more else
+                       f"Not shown: some of {FRESH} untrained routers tell as much."))
     special = [(pair["count"] * math.log(pair["matched_lift"]), r["code"], kind, pair)  # the most evidence first
-               for kind, k in kinds.items() if kind != "class" for r in k["codes"] for pair in r["pairs"]
+               for kind, k in kinds.items() if kind in beyond and kind != "class"
+               for r in k["codes"] for pair in r["pairs"]
                if pair["p_corrected"] < 0.05 and pair["matched_lift"] >= 1.5]
     if special:
         named = [f"code {code} for {kind} {pair['label']} ({pair['count']} tokens, {pair['rate']:.0%} of its {kind} "
                  f"tokens, lift {pair['lift']:.1f}, at the same positions {pair['matched_lift']:.1f})"
                  for _, code, kind, pair in sorted(special, key=lambda x: -x[0])[:3]]
         said.append(f"   Most specialised beyond position: {'; '.join(named)}.")
-
     kind = next((kind for kind in ("subtask", "operation") if "ngrams" in kinds.get(kind, {})), None)
     if kind:
         first, *_, last = kinds[kind]["ngrams"]["ngrams"]
@@ -437,20 +451,25 @@ def findings(result):
             line += (", {:+.1f} [{:+.1f}, {:+.1f}] points".format(*(100 * x for x in a["strict_minus_on"]))
                      + f" (helps {a['helped']}, hurts {a['hurt']}, McNemar p {a['mcnemar_p']:.2g})")
         said.append(line + (": changes nothing." if a["changes_nothing"] else "."))
-    verdicts = [("the codes help at all (better than off)", "off"), ("routes beat one constant vector", "mean"),
-                ("it matters which code a problem gets, beyond position", "position"),
-                ("the trained router routes better than an untrained one", "untrained")]
-    holds = lambda name: arms[name]["nats_minus_on"][1] > 0  # noqa: E731  (the whole interval)
-    said.append("   Supported by likelihood: " + ("; ".join(v for v, name in verdicts if holds(name)) or "nothing")
-                + ". Not supported: " + ("; ".join(v for v, name in verdicts if not holds(name)) or "nothing") + ".")
-    if arms["off"]["nats_minus_on"][2] < 0:
-        said.append("   The codes do harm: answers are likelier without them.")
+    if result["problems"] < FEW:
+        said.append(f"   No verdict from {result['problems']} problems; {FEW} are the least.")
+    else:
+        verdicts = {"off": "the codes help at all (better than off)", "mean": "routes beat the mean vector",
+                    "position": "it matters which code a problem gets, beyond position",
+                    "untrained": "the codes need the router that they grew with"}
+        verdicts = {name: what for name, what in verdicts.items() if not arms[name]["changes_nothing"]}
+        holds = [what for name, what in verdicts.items() if arms[name]["nats_minus_on"][1] > 0]  # the whole interval
+        fails = [what for what in verdicts.values() if what not in holds]
+        said.append(f"   Supported by likelihood: {'; '.join(holds) or 'nothing'}. "
+                    f"Not supported: {'; '.join(fails) or 'nothing'}.")
+        if arms["off"]["nats_minus_on"][2] < 0:
+            said.append("   The codes do harm: answers are likelier without them.")
     tested = [(c["code"], c["ablation"]) for c in result["codes"] if c["ablation"]]
-    if tested:
+    if tested and result["problems"] >= FEW:
         worse = [k for k, a in tested if a["nats_minus_on"][1] > 0]
         better = [k for k, a in tested if a["nats_minus_on"][2] < 0]
-        line = (f"   One code at a time: replacing it makes answers less likely for {len(worse)} of {len(tested)} "
-                f"codes, likelier for {len(better)} (by chance about {0.025 * len(tested):.1f} each)")
+        line = (f"   One code at a time, intervals not corrected for their number: replacing it makes answers less "
+                f"likely for {len(worse)} of {len(tested)} codes, likelier for {len(better)}")
         if generate:
             lost = [k for k, a in tested if a["p_holm"] < 0.05]
             line += (f"; accuracy changes beyond chance (Holm-corrected) for {len(lost)}"

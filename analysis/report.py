@@ -8,6 +8,7 @@ hashes) runs the one script at the end of this file and nothing else, so that no
 
 import base64
 import codecs
+import dataclasses
 import hashlib
 import html
 import json
@@ -285,11 +286,16 @@ def arms(run, model, analysis):
     routing = analysis["routing"]
     if not routing:
         return page
-    rows = [[esc(kind), f"{own['entropy_bits']:.2f}", *(signed(routers[kind]["cmi_bits"]["excess"], 3)
-                                                        for routers in routing.values()), f"{own['cmi_bits']['p']:.2g}"]
-            for kind, own in routing["trained"].items()]
-    return page + table("What codes tell about a token\u2019s label beyond its position, bits above chance; p of the "
-                        "trained router", ["label", "all there is to tell", *map(esc, routing), "p"], rows)
+    rows = []
+    for kind, own in routing["trained"].items():
+        told = {name: routers[kind]["cmi_bits"] for name, routers in routing.items()}
+        ranges = [f" ({signed(c['low'], 2)} to {signed(c['high'], 2)})" if "low" in c else "" for c in told.values()]
+        rows.append([esc(kind), f"{own['entropy_bits'] - own['position']['mi_bits']:.2f}",
+                     *(signed(c["excess"], 2) + span for c, span in zip(told.values(), ranges)),
+                     f"{own['cmi_bits']['p']:.2g}"])
+    return page + table("What codes tell about a token\u2019s label beyond its position, bits above chance, with the "
+                        "range over untrained routers; p of the trained one",
+                        ["label", "all there is to tell", *map(esc, routing), "p"], rows)
 
 
 def spans(texts, codes, answer=None, options=""):
@@ -298,7 +304,7 @@ def spans(texts, codes, answer=None, options=""):
                    f"{esc(t)}</span>" for i, (t, c) in enumerate(zip(texts, codes)))
 
 
-def problems(model, enc, rows, suffix):
+def problems(model, enc, rows, suffix, max_new_tokens):
     """(HTML, the panels' data, rows left out): problems with their chunks' alternatives and the model's own answers."""
     K, S, device = model.config.chunk, model.config.block_size, model.embed_tokens.weight.device
     shown, chunks = [], 0
@@ -308,7 +314,7 @@ def problems(model, enc, rows, suffix):
         if len(ids) - 1 <= S and chunks + size <= MAX_CHUNKS:
             chunks += size
             shown.append((row, ids, n_prompt))
-    own = model.generate([ids[:n] for _, ids, n in shown], 320, stop=end_token(enc))
+    own = model.generate([ids[:n] for _, ids, n in shown], max_new_tokens, stop=end_token(enc))
     page, data = "", []
     for number, ((row, ids, n), new) in enumerate(zip(shown, own), 1):
         chunks = counterfactuals(model, ids)
@@ -420,7 +426,7 @@ def training(steps, analysis):
                    f'<div class="charts">{charts}<div>{gains}</div></div>')
 
 
-def report(run_folder, model, enc, rows, out, suffix=(), seed=0):
+def report(run_folder, model, enc, rows, out, suffix=(), seed=0, max_new_tokens=320):
     """
     Write the page about the run in `run_folder`, its `model` and encoding `enc`, to the file `out` (whole or not at
     all). rows: the problems to show, as `load_rows` gives them; suffix: token ids that end every prompt; seed: the
@@ -438,13 +444,13 @@ def report(run_folder, model, enc, rows, out, suffix=(), seed=0):
         if path.exists():
             analysis = json.loads(path.read_text())
             charts = training(steps, analysis)
-            if len(analysis["codes"]) != C:
-                raise ValueError(f"{len(analysis['codes'])} codes, but the model has {C}; analyse the run again")
+            if len(analysis["codes"]) != C or analysis["config"] != dataclasses.asdict(model.config):
+                raise ValueError("it is of another model; analyse the run again")
         head, findings = header(folder, model, config, analysis, steps, seed), arms(folder, model, analysis)
         codes = code_tables(model, analysis, next((s["usage"] for s in reversed(steps) if "usage" in s), None))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         raise ValueError(f"{path}: not as train.py and eval.py --analyze write it: {e!r}") from e
-    chunks, data, left_out = problems(model, enc, rows, suffix)
+    chunks, data, left_out = problems(model, enc, rows, suffix, max_new_tokens)
     if left_out:
         chunks += f'<p class="note">{left_out} problems are too long for the model or for this page and left out.</p>'
     hues = "".join(f".k{k}{{--h:{k * 137.508 % 360:.0f};--t:{k % 3 - 1}}}" for k in range(C))

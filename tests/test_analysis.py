@@ -64,7 +64,7 @@ def test_every_arm_has_the_accuracy_known_in_advance(result):
     """Broken if an arm did something else to the codes than it says, in generation."""
     rng = torch.Generator().manual_seed(0)
     vectors = torch.randn(12, V + 13, generator=rng)
-    router = torch.randn(12, V + 13, generator=rng)
+    router = torch.randn(causal.FRESH, 12, V + 13, generator=rng)[0]
     random = evaluation.random_codes(range(12), 2, 12, 0)[:, 1].tolist()
     position = causal.position_codes([torch.tensor([FILL, k]) for k in KEYS], [1] * 12, 2, 0)[:, 1].tolist()
     shuffled = evaluation.shuffled_codes([torch.tensor([FILL, k]) for k in KEYS], 2, range(12), 0)[:, 1].tolist()
@@ -194,6 +194,30 @@ def test_one_static_code_is_analyzed_too():
     assert found["arms"]["random"]["changes_nothing"] and not found["arms"]["off"]["changes_nothing"]
 
 
+def test_with_one_code_mean_is_on_in_mixed_precision_too():
+    """Broken if an intervention's own arithmetic were rounded by autocast, as an effect of the codes."""
+    model = GPT(GPTConfig(V, 16, 1, 1, 1, 32, n_codes=1, chunk=6)).eval()
+    torch.nn.init.normal_(model.codebook.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = causal.analyze(model, ENC, problems([1, 2, 3]), generate=False, progress=False)
+    assert found["arms"]["mean"]["changes_nothing"] and not found["arms"]["off"]["changes_nothing"]
+
+
+def test_words_claim_no_more_than_the_numbers(result):
+    """Broken if few problems gave a verdict, or one that the intervals support or refute said otherwise."""
+    assert "No verdict from 12 problems" in "\n".join(result["findings"])
+    rich = causal.findings({**result, "problems": 300})
+    verdict = next(line for line in rich if "Supported by likelihood" in line)
+    supported, refuted = verdict.split("Not supported:")
+    assert "the codes help at all" in supported and "routes beat the mean vector" in supported
+    weak = {**result["arms"]["off"], "nats_minus_on": [0.1, -0.1, 0.3]}
+    poor = causal.findings({**result, "problems": 300, "arms": {**result["arms"], "off": weak}})
+    assert any("Not supported: the codes help at all" in line for line in poor)
+    assert any("Not shown beyond position" in line for line in result["findings"]) == (
+        not any(r["cmi_bits"]["p"] < 0.05 / len(result["routing"]["trained"])
+                for r in result["routing"]["trained"].values()))
+
+
 def test_holm_against_statsmodels():
     """Broken if the correction for many codes differed from statsmodels' multipletests(p, method="holm")."""
     assert causal.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -257,6 +281,19 @@ def test_ask_shows_each_chunk_behind_its_code(tmp_path, capsys):
     assert enc.decode(off).strip() in said and on != off
 
 
+def test_ask_takes_the_newest_run_and_says_where_there_are_no_codes(tmp_path, capsys, monkeypatch):
+    """Broken if --ask without a run took the baseline inside one, or showed codes that a run does not have."""
+    monkeypatch.chdir(tmp_path)
+    for name, codes in (("runs/old", 1.0), ("runs/new", 1.0), ("runs/new/sft", 0.0)):
+        (tmp_path / name).mkdir(parents=True)
+        save_run(tmp_path / name, small(codes))
+    evaluation.main(["--ask", "How many?", "--max_new_tokens", "3"])
+    said = capsys.readouterr().out
+    assert said.startswith("runs/new\ncodes on, [code]")
+    evaluation.main(["runs/new/sft", "--ask", "How many?", "--max_new_tokens", "3"])
+    assert "this run has no codes" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("flags, message", [
     ([], "one run at a time"),
     (["--analyze"], "one run at a time"),
@@ -266,7 +303,9 @@ def test_ask_shows_each_chunk_behind_its_code(tmp_path, capsys):
     (["--report", "RUN", "--out", "no/x.html"], r".html in an existing folder, got no/x.html"),
     (["--analyze", "nowhere"], "nowhere"),
     (["--analyze", "PLAIN"], "every code of this run is zero"),
-    (["RUN", "--ask", "long " * 300], "allowed are 1 to 256")])
+    (["RUN", "--ask", "long " * 300], "allowed are 1 to 256"),
+    (["RUN", "--ask", " "], "the question is empty"),
+    (["--analyze", "RUN", "--seed", "-1"], "--seed must be >= 0")])
 def test_flags_that_make_no_sense_are_refused(tmp_path, capsys, monkeypatch, flags, message):
     """Broken if a wrong call of the new flags ended in a traceback, or left a file behind."""
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,6 @@
 """The page that analysis/report.py writes, as text and in a real browser."""
 
+import dataclasses
 import functools
 import json
 import math
@@ -62,7 +63,8 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
               "ablation": arm(0.02 * o - 0.03) | {"p_holm": 1 / (1 + o)} if o else None} for k, o in enumerate(order)]
     (folder / "analysis.json").write_text(json.dumps({
         "run": str(folder), "method": "dlr", "data": "wordproblems", "split": "test", "problems": 300, "left_out": 2,
-        "seed": 0, "config": {}, "arms": arms, "codes": codes, "sham": {"codes": [1, 4], **arm(0.0)},
+        "seed": 0, "config": dataclasses.asdict(model.config), "arms": arms, "codes": codes,
+        "sham": {"codes": [1, 4], **arm(0.0)},
         "ngrams": [{"codes": [1, 3], "chunks": 80, "problems": 60, "ablation": arm(0.04) | {"p_holm": 0.5}}],
         "codebook": {"used": C - 1, "fraction_used": 1 - 1 / C, "perplexity": 3.1, "cosine": None, "norms": [1.0] * C},
         "transitions": [[(i * j) % 4 for j in range(C)] for i in range(C)],
@@ -72,8 +74,10 @@ def run_folder(folder, model, analysis=True, usage=True, steps=900):
                                              for i in range(0, 24, 4)],
                              "by_class": {HOSTILE: {"tokens": 9, "gain": [0.1, -0.1, 0.3]},
                                           "digit": {"tokens": 900, "gain": [-0.01, -0.02, 0.0]}}},
-        "routing": {router: {"class": {"entropy_bits": 2.03, "cmi_bits": {"excess": x, "p": x / 2}}}
-                    for router, x in (("trained", 0.13), ("untrained", 0.08), ("random", -0.01))},
+        "routing": {"trained": {"class": {"entropy_bits": 2.03, "position": {"mi_bits": 0.4},
+                                          "cmi_bits": {"excess": 0.13, "p": 0.06}}},
+                    **{router: {"class": {"cmi_bits": {"excess": x, "low": x - 0.02, "high": x + 0.02}}}
+                       for router, x in (("untrained", 0.08), ("random", -0.01))}},
         "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
