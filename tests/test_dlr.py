@@ -209,6 +209,26 @@ def test_generation_ends_where_the_context_is_full():
     assert [len(row) for row in out] == [5, 1]
 
 
+@pytest.mark.parametrize("kind", ["routed", "off", "forced"])
+def test_a_full_row_waits_for_the_others(kind):
+    """Broken if a row at the end of its context, kept in the batch, went on past the last position or code."""
+    model = make(block_size=16)
+    prompts = [[3] * 16] + [torch.randint(50, (n,)).tolist() for n in (2, 3, 4, 5, 5)]
+    forced = torch.randint(6, (6, 4))  # the whole context
+    for new in (7, 30):
+        codes = {"routed": None, "off": "off", "forced": forced}[kind]
+        out = model.generate(prompts, new, codes=codes)
+        assert [len(row) for row in out] == [min(new, 17 - len(p)) for p in prompts]
+        for i, prompt in enumerate(prompts):
+            assert model.generate([prompt], new, codes=forced[i : i + 1] if kind == "forced" else codes) == [out[i]]
+
+
+def test_nothing_asked_is_nothing_generated():
+    """Broken if no prompts failed, or 0 new tokens gave some."""
+    model = make()
+    assert model.generate([], 4) == [] and model.generate([[1], [2, 3]], 0) == [[], []]
+
+
 def test_sampling_follows_the_temperature():
     """Broken if temperature were ignored: frequencies must match softmax(logits / T)."""
     model = make()
@@ -279,6 +299,19 @@ def test_rollouts_are_samples_of_the_tempered_router():
     assert torch.equal(model.rollouts(h, z, targets, 3, 0.0)[0], z.argmax(-1).expand(3, -1, -1))
     mixed, _ = model.rollouts(h, z, targets, 500, [0.0] + [5.0] * 499)
     assert torch.equal(mixed[0], z.argmax(-1)) and len(mixed[:, 0, 0].unique()) == 6
+
+
+def test_seeded_rollouts_are_samples_of_the_router():
+    """Broken if draws from a row's own seed were shared by rollouts, or missed softmax(z) or a last, partial chunk."""
+    model = make()
+    idx, targets = data(B=2, T=6)
+    targets[0, 3], targets[1, 5] = 1, 2  # rows end after 4 and 6 tokens
+    h = model.lower(idx)
+    z = model.router_logits(h[:, ::4]) / 2
+    codes, _ = model.rollouts(h, z, targets, 5000, 1.0, seeds=[1, 2])
+    for b, m in ((0, 0), (1, 0), (1, 1)):
+        observed = torch.bincount(codes[:, b, m], minlength=6) / 5000
+        assert (observed - z[b, m].softmax(-1)).abs().max() < 0.03, f"row {b}, chunk {m}"
 
 
 # --- the loss ---------------------------------------------------------------------------------------------------------
@@ -401,6 +434,45 @@ def test_unused_codes_get_no_gradient():
     assert moved.tolist() == [False, True, False, False, True, False]
 
 
+def test_the_steered_loss_trains_the_layers_below_the_codes():
+    """Broken if steering cut the gradient on its way down: a pass by hand has the same gradient in every weight."""
+    model, (idx, targets) = make(steer_layer=2, chunk=4), data(B=2, T=10)
+    codes = torch.tensor([[0, 3, 5], [2, 2, 1]])
+    model(idx, targets, codes=codes)[1].backward()
+    got = {name: p.grad for name, p in model.named_parameters()}
+    x = model.embed_tokens.weight[idx]
+    for i, layer in enumerate(model.layers):
+        if i == 2:
+            x = x + 0.5 * torch.stack([model.codebook.weight[codes[:, t // 4]] for t in range(10)], 1)
+        x = layer(x, model.cos[:10][None, None], model.sin[:10][None, None])
+    logp = (model.norm(x) @ model.lm_head.weight.T).log_softmax(-1)
+    loss = -sum(logp[b, t, targets[b, t]] for b in range(2) for t in range(7, 10)) / 6
+    expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
+    for (name, _), grad in zip(model.named_parameters(), expected):
+        torch.testing.assert_close(got[name], grad, atol=1e-6, rtol=1e-4, msg=name)
+    assert all(p.grad.abs().sum() > 0 for p in model.layers[0].parameters())
+
+
+def test_terms_are_plain_numbers_and_usage_counts_the_routers_own_codes():
+    """Broken if logging a term kept the step's graph alive, or if usage counted the rollouts that were selected."""
+    model, (idx, targets) = make(), data()
+    _, terms = model.dlr_loss(idx, targets, 4, temperature=5.0)
+    assert not any(value.requires_grad for value in terms.values())
+    greedy = model.route(idx).argmax(-1).flatten().tolist()
+    assert terms["usage"].tolist() == [greedy.count(k) for k in range(6)]
+
+
+def test_the_priors_target_is_a_constant():
+    """Broken if a gradient flowed through the target: for P ln(P / Q) with Q held, it is 0.2 (ln(P / Q) + 1) in B."""
+    model = make(n_codes=5)
+    model.bigram.copy_(torch.rand(5, 5)).div_(model.bigram.sum())
+    p = torch.rand(1, 2, 5).softmax(-1).requires_grad_()
+    P = 0.8 * model.bigram + 0.2 * torch.outer(p[0, 0], p[0, 1]).detach()
+    G = 0.2 * (P.log() - bizipf_target(P).clamp(min=1e-10).log() + 1)
+    model.prior_kl(p, torch.tensor([[True, True]])).backward()
+    torch.testing.assert_close(p.grad[0], torch.stack([G @ p[0, 1].detach(), p[0, 0].detach() @ G]))
+
+
 def test_lm_gradient_is_that_of_both_likelihoods():
     """Broken if the sg() in the information gain cancelled the generalist's gradient instead of only its value."""
     model, (idx, targets) = make(), data()
@@ -443,6 +515,7 @@ def test_nothing_labelled_is_a_zero_loss_not_nan():
     loss.backward()
     assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     assert model(idx, torch.full_like(targets, -1))[1] == 0
+    assert model(idx)[1] is None, "without targets there is no loss"
 
 
 @pytest.mark.parametrize("kw", [{"n_codes": 1}, {"chunk": 1}, {"n_codes": 1, "chunk": 1}, {"chunk": 64}])
@@ -586,11 +659,19 @@ def test_bad_calls():
         (lambda: model.generate([[1], []], 4), "prompt 1 has 0 tokens"),
         (lambda: model.generate([[1]], 4, codes="no"), "codes"),
         (lambda: model.generate([[1]], 8, codes=torch.zeros(1, 2, dtype=torch.long)), r"\(1, 3 or more\)"),
+        (lambda: model.route(idx.float()), "LongTensor"),
+        (lambda: model(idx, codes=torch.zeros(1, 6, dtype=torch.long)), r"\(3, 6\).*\(1, 6\)"),
+        (lambda: model(idx, codes=torch.zeros(3, 7, dtype=torch.long)), r"\(3, 6\).*\(3, 7\)"),
+        (lambda: model(idx, codes=torch.full((3, 6), -1)), "0..5"),
+        (lambda: model(idx, codes=torch.zeros(3, 6, dtype=torch.int32)), "int32"),
+        (lambda: model.generate([[1]], 4, temperature=-1.0), "temperature"),
         (lambda: model.generate([[1]], -1), "max_new_tokens"),
         (lambda: model.search(idx, targets, select="best"), "select"), (lambda: model.search(idx, None), "targets"),
         (lambda: model(idx, codes="search"), "targets"),
         (lambda: model.search(idx, targets, n_rollouts=0), "n_rollouts"),
         (lambda: model.search(idx, targets, 3, [1.0, 2.0]), "temperature"),
+        (lambda: model.search(idx, targets, 2, [1.0, -1.0]), "temperature"),
+        (lambda: model.search(idx, targets, 2, [[1.0, 1.0]]), "temperature"),
         (lambda: model.dlr_loss(idx, targets, select="best"), "select"),
     ]
     for call, words in bad:

@@ -41,6 +41,15 @@ def test_rollouts_are_whole_forward_passes(answer_only, chunk):
     assert logp.std(0).sum() > 1, "the codes must matter"
 
 
+@torch.no_grad()
+def test_rollouts_share_a_prompt_of_one_chunk():
+    """Broken if the shortest prompt that rollouts can share, one chunk, were not run before it is read."""
+    model, (idx, targets) = make(), ragged(lengths=((9, 22), (3, 15)))
+    h = model.lower(idx)
+    codes, logp = model.rollouts(h, model.router_logits(h[:, ::4]), targets, 2, 1.0, answer_only=True)
+    torch.testing.assert_close(logp, whole_passes(model, idx, targets, codes), atol=2e-5, rtol=1e-5)
+
+
 def test_answer_only_draws_the_same_codes_where_it_draws():
     """Broken if the codes that can reach a label of their chunk or the next were not those of a full search."""
     model, (idx, targets) = make(), ragged()
@@ -144,6 +153,19 @@ def test_checkpointing_changes_memory_alone(codes):
     assert torch.equal(loss, same) and kept_less < 0.5 * kept, f"{kept_less} of {kept} bytes"
     for a, b in zip(grads, same_grads):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_checkpointing_leaves_the_cache_alone():
+    """Broken if blocks that are recomputed in training lost their keys and values in generation or in the search."""
+    model, (idx, targets) = make(), ragged()
+    h = model.lower(idx)
+    runs = []
+    for model.checkpointing in (False, True):
+        torch.manual_seed(0)
+        logp = model.rollouts(h, model.route(idx), targets, 2, 1.0, answer_only=True)[1]
+        runs.append((model.generate([[1, 2, 3, 4, 5], [6]], 8), logp))
+    assert runs[0][0] == runs[1][0] and torch.equal(runs[0][1], runs[1][1])
 
 
 def test_the_router_decides_in_float32_under_autocast():
