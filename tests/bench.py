@@ -99,8 +99,8 @@ def setting(args):
     if args.shape == "tiny":
         enc = load_encoding("wordproblems")
         items, _ = encode_rows(load_rows("wordproblems", "train", n), enc, BLOCK)
-        held_out, _ = encode_rows(load_rows("wordproblems", "test", args.prompts), enc, BLOCK)
-        return GPT.from_checkpoint(BASE, **codes), items, [ids[:n_prompt] for ids, n_prompt in held_out]
+        held_out, _ = encode_rows(load_rows("wordproblems", "test", args.prompts or 1), enc, BLOCK)
+        return GPT.from_checkpoint(BASE, **codes), items, [ids[:n_prompt] for ids, n_prompt in held_out][: args.prompts]
     rows, items = load_rows(str(args.data), "train"), []
     config = GPTConfig(block_size=BLOCK, **SHAPES[args.shape], **codes)
     g, count = torch.Generator().manual_seed(0), lambda text: len(regex.findall(SMOLLM2_PATTERN, text))
