@@ -11,7 +11,8 @@ What a training step and generation cost. One run measures, on the same batches,
 
 Other shapes have random weights and random tokens, with the lengths of GSM8K's training rows, counted in the pieces
 into which SmolLM2's tokenizer cuts them (a few % fewer than tokens). Time is CPU time of one thread, or a GPU's wall
-time. FLOPs are those of matrix products. The peak is of live tensors in a step, weights and gradients included.
+time. FLOPs are those of matrix products. The peak is of live tensors in a step, with weights, gradients and
+AdamW's averages.
 """
 
 import argparse
@@ -98,8 +99,8 @@ def setting(args):
     if args.shape == "tiny":
         enc = load_encoding("wordproblems")
         items, _ = encode_rows(load_rows("wordproblems", "train", n), enc, BLOCK)
-        held_out, _ = encode_rows(load_rows("wordproblems", "test", args.prompts), enc, BLOCK)
-        return GPT.from_checkpoint(BASE, **codes), items, [ids[:n_prompt] for ids, n_prompt in held_out]
+        held_out, _ = encode_rows(load_rows("wordproblems", "test", args.prompts or 1), enc, BLOCK)
+        return GPT.from_checkpoint(BASE, **codes), items, [ids[:n_prompt] for ids, n_prompt in held_out][: args.prompts]
     rows, items = load_rows(str(args.data), "train"), []
     config = GPTConfig(block_size=BLOCK, **SHAPES[args.shape], **codes)
     g, count = torch.Generator().manual_seed(0), lambda text: len(regex.findall(SMOLLM2_PATTERN, text))
@@ -137,7 +138,7 @@ def steps(model, items, args, device, autocast):
     if args.obvious:
         tried["dlr the obvious way N=8"] = lambda idx, targets: obvious(model, idx, targets, 8)
     seconds, flops, peak, tokens = {name: [] for name in tried}, {}, {}, []
-    fixed = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
     for i in range(args.batches + 1):
         idx, targets = (t.to(device) for t in collate(items[i * args.batch_size : (i + 1) * args.batch_size]))
         if i > 0:
@@ -151,7 +152,8 @@ def steps(model, items, args, device, autocast):
                         value = loss(idx, targets)
                     value.backward()
                     del value
-                peak[name] = torch.cuda.max_memory_allocated() if device == "cuda" else fixed + live.peak
+                peak[name] = torch.cuda.max_memory_allocated() if device == "cuda" else weights + live.peak
+                peak[name] += 2 * weights  # what AdamW keeps
                 flops[name] = counter.get_total_flops()
             else:
                 start = clock(device)
