@@ -233,7 +233,7 @@ def test_numbers_of_the_analysis_stand_in_its_tables(elements):
     [off] = [row for row in rows if row and row[0].startswith("off ")]
     assert off[1:] == ["0.5100", "+0.0100 [\u22120.0100, +0.0300]", "49.0", "\u22121.0 [\u22124.0, +2.0]",
                        "3", "9", "0.15", ""]
-    assert ["class", "2.03", "+0.130", "+0.080", "\u22120.010", "0.065"] in rows
+    assert ["class", "1.63", "+0.13", "+0.08 (+0.06 to +0.10)", "\u22120.01 (\u22120.03 to +0.01)", "0.06"] in rows
     codes = {row[0]: row[1:] for row in rows if len(row) == 7}
     assert codes["1"] == ["30.0", "27", "1.300", "+0.0300 [+0.0100, +0.0500]", "\u22123.0 [\u22126.0, +0.0]", "0.25"]
     assert codes["2"] == ["0.0", "0", "1.100", "", "", ""] and len(codes) == C
