@@ -445,7 +445,7 @@ def report(run_folder, model, enc, rows, out, suffix=(), seed=0, max_new_tokens=
             analysis = json.loads(path.read_text())
             charts = training(steps, analysis)
             if len(analysis["codes"]) != C or analysis["config"] != dataclasses.asdict(model.config):
-                raise ValueError("it is of another model; analyse the run again")
+                raise ValueError(f"of another model ({len(analysis['codes'])} codes, this has {C}); analyse again")
         head, findings = header(folder, model, config, analysis, steps, seed), arms(folder, model, analysis)
         codes = code_tables(model, analysis, next((s["usage"] for s in reversed(steps) if "usage" in s), None))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as e:

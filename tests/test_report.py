@@ -328,9 +328,9 @@ def test_foreign_files_are_named(tmp_path, name, text, match):
 
 def test_analysis_of_another_model_is_refused(tmp_path):
     """Broken if the ablations of a model with other codes were shown beside this one's problems."""
-    run = run_folder(tmp_path / "run", make(n_codes=7))
-    with pytest.raises(ValueError, match="7 codes, but the model has 5"):
-        report(run, make(), ENC, ONE, tmp_path / "page.html")
+    for other, match in ((make(n_codes=7), "of another model .7 codes, this has 5"), (make(chunk=2), "another model")):
+        with pytest.raises(ValueError, match=match):
+            report(run_folder(tmp_path / "run", other), make(), ENC, ONE, tmp_path / "page.html")
 
 
 def test_page_is_whole_or_absent(tmp_path, monkeypatch):
