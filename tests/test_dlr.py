@@ -275,6 +275,23 @@ def test_search_returns_the_best_of_its_candidates(select, monkeypatch):
     assert len({tuple(c.flatten().tolist()) for c in codes}) > 5, "candidates must differ"
 
 
+def test_only_joint_adds_the_greedy_candidate():
+    """Broken if the paper's selection by likelihood were given the router's argmax, or "joint" were not."""
+    model, (idx, targets) = make(), data()
+    greedy = model.route(idx).argmax(-1)
+    assert torch.equal(model.search(idx, targets, 1, 5.0, "joint"), greedy)
+    assert not torch.equal(model.search(idx, targets, 1, 5.0, "likelihood"), greedy)
+
+
+def test_joint_leaves_out_the_codes_of_padding(monkeypatch):
+    """Broken if a likely code in a chunk of padding won the joint selection."""
+    model, z = make(chunk=1), torch.zeros(1, 3, 6)
+    z[..., 0] = 2.0  # code 0 is 2 nats likelier than any other
+    codes = torch.tensor([[[0, 0, 1]], [[0, 0, 0]]])  # the same but for padding, where the worse one looks better
+    monkeypatch.setattr(model, "rollouts", lambda *a, **k: (codes, torch.tensor([[[-1.0]], [[-2.0]]])))
+    assert torch.equal(model._select(None, z, None, torch.tensor([[True, True, False]]), 2, 1.0, "joint"), codes[0])
+
+
 def test_search_with_many_rollouts_finds_the_brute_force_optimum():
     """Broken if some code sequence could never be drawn or a better one were passed over."""
     model = make(n_codes=2)
