@@ -36,8 +36,11 @@ def table():
         print(f"| {name} | " + " | ".join(cell(a, STUDIES[study][2]) for study, a in found.items()) + " |")
 
     def told(a, kind):
-        bits = [a["routing"][r][kind]["cmi_bits"]["excess"] for r in ("trained", "untrained", "random")]
-        return f"{kind}: " + " / ".join(f"{b:.2f}".replace("-0.00", "0.00") for b in bits)
+        trained, bits = a["routing"]["trained"][kind], {r: a["routing"][r][kind]["cmi_bits"] for r in a["routing"]}
+        left = trained["entropy_bits"] - trained["position"]["mi_bits"]
+        return (f"{kind}: {bits['trained']['excess']:.2f} of {left:.2f}; {bits['untrained']['excess']:.2f} "
+                f"({bits['untrained']['low']:.2f}-{bits['untrained']['high']:.2f}); "
+                f"{bits['random']['excess']:.2f}".replace("-0.00", "0.00"))
 
     def change(arm):
         return lambda a, _: "{:+.4f} [{:+.4f}, {:+.4f}]".format(*a["arms"][arm]["nats_minus_on"])
@@ -49,8 +52,11 @@ def table():
     print("| | " + " | ".join(found) + " |\n" + "|---" * (len(found) + 1) + "|")
     line("codes in use, perplexity", lambda a, _: f"{a['codebook']['used']} of {len(a['codes'])}, "
                                                   f"{a['codebook']['perplexity']:.1f}")
-    line("bits about a label at the same position: trained / untrained / random router", told)
+    line("bits about a label at the same position: trained router; 8 untrained ones; random codes", told)
     line("accuracy on, off", lambda a, _: f"{a['arms']['on']['strict']:.1%}, {a['arms']['off']['strict']:.1%}")
+    for arm in ("random", "shuffled"):
+        line(f"accuracy, points: {ARMS[arm]}, minus on", lambda a, _, arm=arm: "{:+.1f} [{:+.1f}, {:+.1f}]".format(
+            *(100 * x for x in a["arms"][arm]["strict_minus_on"])))
     line("nats on", lambda a, _: f"{a['arms']['on']['nats']:.4f}")
     for arm, what in ARMS.items():
         line(f"{what}: nats minus on", change(arm))
