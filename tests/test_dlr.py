@@ -411,6 +411,15 @@ def test_prior_with_two_codes_by_hand():
     torch.testing.assert_close(model.bigram, torch.tensor([[0.32, 0.44], [0.16, 0.08]]))
 
 
+def test_rare_pairs_count_as_rare_in_the_prior():
+    """Broken if the floor under P, 1e-10, were so high that it changed the pairs that hardly occur."""
+    model = make(n_codes=2)
+    model.bigram.copy_(torch.tensor([[0.9998, 1e-4], [1e-4, 0.0]]))
+    got = model.prior_kl(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[True, True]]))
+    expected = 0.99984 * math.log(0.99984) + 2 * 8e-5 * math.log(8e-5 / 1e-10)  # the target is code 0 alone
+    assert got.item() == pytest.approx(expected, abs=2e-5)
+
+
 def test_prior_target_has_zipf_marginals_and_no_repetition():
     """Broken if the target did not discourage repeated codes or did not approach the Zipf marginals."""
     torch.manual_seed(0)
