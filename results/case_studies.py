@@ -17,7 +17,7 @@ ARITHMETIC = "--data arithmetic --batch_size 32 --chunk 1"
 STUDIES = {  # name: (flags of train.py, problems analyzed, kind of label shown)
     "words-dlr": ("", 200, "operand"),
     "words-frozen": ("--method frozen --code_lr 1e-1", 200, "operand"),
-    "arith-dlr": (f"{ARITHMETIC} --rows 100000 --epochs 0.75 --lr 2e-3", 500, "subtask"),
+    "arith-dlr": (f"{ARITHMETIC} --rows 100000 --epochs 1 --lr 2e-3", 500, "subtask"),
     "arith-frozen": (f"{ARITHMETIC} --epochs 1 --method frozen --code_lr 1e-1", 500, "subtask"),
 }
 ARMS = {"off": "no codes", "mean": "the mean vector everywhere", "directions": "random directions, same norms",
