@@ -731,3 +731,40 @@ def test_bad_checkpoints(tmp_path):
         GPT.from_checkpoint(tmp_path / "foreign.pt")
     with pytest.raises(ValueError, match="surplus"):
         GPT.from_checkpoint(good, n_layer=3)
+
+
+@pytest.mark.parametrize("select", ["likelihood", "joint", "advantage"])
+def test_padding_changes_no_term(select):
+    """Broken if a chunk's gain, or any term, moved with the padding behind the rows (T not a multiple of K)."""
+    model, (idx, targets) = make(chunk=4), data(T=21)
+    flags = dict(codes="search", n_rollouts=3, select=select, seeds=[1, 2, 3])
+    model.eval()
+    loss, terms = model(idx, targets, **flags)
+    for extra in (1, 3, 5):
+        padded, other = model(torch.nn.functional.pad(idx, (0, extra)),
+                              torch.nn.functional.pad(targets, (0, extra), value=-1), **flags)
+        torch.testing.assert_close(padded, loss, rtol=1e-4, atol=1e-5)
+        for name in ("generalist", "info_gain", "policy", "regularizer"):
+            torch.testing.assert_close(other[name], terms[name], rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_token_zero_is_a_label_and_the_prior_starts_uniform():
+    """Broken if a row whose last label is token 0 ended before it, or the prior's average did not start as a bigram."""
+    targets = torch.tensor([[-1, 5, 0, -1], [-1, -1, -1, 0]])
+    assert real_chunks(targets, 1).tolist() == [[True, True, True, False], [True] * 4]
+    assert torch.equal(GPT(GPTConfig(**TINY)).bigram, torch.full((6, 6), 1 / 36))
+
+
+def test_the_prior_trains_the_router():
+    """Broken if the regularizer were only reported: its gradient is what pulls the codes' use towards the prior."""
+    model, (idx, targets) = make(), data()
+    model.eval()  # the running average stays
+    gradients = []
+    for alpha_reg in (0.0, 1.0):
+        model.zero_grad()
+        model(idx, targets, codes="search", n_rollouts=2, seeds=[1, 2, 3], alpha_reg=alpha_reg)[0].backward()
+        gradients.append(model.router.weight.grad.clone())
+    model.zero_grad()
+    model.prior_kl(model.route(idx).softmax(-1), real_chunks(targets, model.config.chunk)).backward()
+    assert model.router.weight.grad.abs().max() > 1e-5
+    torch.testing.assert_close(gradients[1] - gradients[0], model.router.weight.grad, rtol=1e-3, atol=1e-6)
