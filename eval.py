@@ -186,6 +186,15 @@ def mcnemar(a, b):
     return min(1.0, 2 * sum(math.comb(n, i) for i in range(min(helped, hurt) + 1)) / 2**n)
 
 
+def fitting(model, enc, rows, suffix=()):
+    """(items, their rows, how many rows were too long for the context); ValueError if none fits."""
+    encoded = [encode_row(r, enc, suffix) for r in rows]
+    kept = [i for i, (ids, _) in enumerate(encoded) if len(ids) - 1 <= model.config.block_size]
+    if not kept:
+        raise ValueError(f"none of the {len(rows)} rows fits the context of {model.config.block_size} tokens")
+    return [encoded[i] for i in kept], [rows[i] for i in kept], len(rows) - len(kept)
+
+
 def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128, seed=0, suffix=()):
     """
     Every arm on the same problems. Returns (summary, records): per arm nats per answer token and, where answers are
@@ -198,11 +207,7 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
             raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
     was_training, start = model.training, time.time()
     model.eval()
-    encoded = [encode_row(r, enc, suffix) for r in rows]
-    kept = [i for i, (ids, _) in enumerate(encoded) if len(ids) - 1 <= model.config.block_size]
-    if not kept:
-        raise ValueError(f"none of the {len(rows)} rows fits the context of {model.config.block_size} tokens")
-    items, left_out, rows = [encoded[i] for i in kept], len(rows) - len(kept), [rows[i] for i in kept]
+    items, rows, left_out = fitting(model, enc, rows, suffix)
     nll, counts = likelihood(model, items, arms, seed=seed)
     prompts = [ids[:n_prompt] for ids, n_prompt in items]
     texts = answer(model, enc, prompts, arms, max_new_tokens, batch_size, seed) if generate else {}

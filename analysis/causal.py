@@ -35,8 +35,8 @@ from tqdm import tqdm
 
 from analysis.labels import label_rows
 from analysis.routing import codes_of_answer_tokens, ngram_purity, routing
-from data.tokens import collate, encode_row, end_token
-from eval import batches, bootstrap, grade, mcnemar, random_codes, shuffled_codes
+from data.tokens import collate, end_token
+from eval import batches, bootstrap, fitting, grade, mcnemar, random_codes, shuffled_codes
 
 ARMS = ("on", "off", "random", "shuffled", "position", "mean", "directions", "untrained")
 FRESH = 8  # untrained routers measured beside the trained one
@@ -204,11 +204,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     was_training, C, K = model.training, model.config.n_codes, model.config.chunk
     model.eval()
     device, end = model.embed_tokens.weight.device, end_token(enc)
-    encoded = [encode_row(row, enc, suffix) for row in rows]
-    kept = [i for i, (ids, _) in enumerate(encoded) if len(ids) - 1 <= model.config.block_size]
-    if not kept:
-        raise ValueError(f"none of the {len(rows)} rows fits the context of {model.config.block_size} tokens")
-    items, left_out, rows = [encoded[i] for i in kept], len(rows) - len(kept), [rows[i] for i in kept]
+    items, rows, left_out = fitting(model, enc, rows, suffix)
     P, numbers = len(items), range(len(items))
     counts = np.array([len(ids) - n for ids, n in items])
     starts = [(n - 1) // K for _, n in items]  # the chunk that predicts the first answer token
