@@ -1,0 +1,187 @@
+"""
+The study's measurements: run train.py for every setting and seed of an experiment that analysis/results/NAME.jsonl
+lacks, append a line for each, and print the table.
+
+    python analysis/runs.py NAME              # measure what is missing, one CPU thread a run, then the table
+    python analysis/runs.py NAME --jobs 2     # two runs at once
+    python analysis/runs.py NAME --table      # only the table of what is there
+    python analysis/runs.py --compare RUN RUN ...     # the same table of finished runs of your own
+
+A line holds the flags, steps, seconds, and for each arm every problem's negative log-likelihood and verdict.
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+from eval import bootstrap  # noqa: E402
+
+# Rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
+LR = "--eval_split val --eval_rows 400 --no-generate --rows 1000"
+TEST = "--eval_split test --eval_rows 500"
+METHODS = {
+    "sft": "--method sft",
+    "likelihood": "--select likelihood",
+    "joint": "--select joint",
+    "greedy": "--select greedy",
+    "static": "--method static",
+    "random_router": "--method random_router",
+}
+RATES = ("5e-4", "1e-3", "2e-3")
+# A DLR step with N = 4 costs (4.5 + 4 / 2) / 3 = 2.17 SFT steps: 3 epochs of it are 6.5 epochs of SFT.
+MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
+
+# NAME: (seeds, {label: flags}). Everything not named is train.py's default.
+EXPERIMENTS = {
+    "lr": ([100], {f"{name}, {rate}": f"{LR} {flags} --lr {rate}" for name, flags in METHODS.items() for rate in RATES}),
+    "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
+    "words2000": ([0, 1, 2], {name: f"{TEST} --rows 2000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
+}
+
+LOCK = Lock()
+
+
+def measure(name, label, flags, seed):
+    """One run of train.py, from the start or where it was left, and its line."""
+    slug = "".join(c if c.isalnum() else "-" for c in label)
+    out = HERE.parent / "runs" / name / f"{slug}-{seed}"
+    argv = [sys.executable, "train.py", *flags.split(), "--seed", str(seed), "--no-baseline", "--out", str(out)]
+    if (out / "config.json").exists():
+        argv = [sys.executable, "train.py", "--resume", "--out", str(out)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
+    line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
+    with LOCK, open(HERE / "results" / f"{name}.jsonl", "a", encoding="utf-8") as f:
+        f.write(json.dumps(line) + "\n")
+    (out / "ckpt.pt").unlink()  # a large model's runs would fill the disk
+    print(f"{label}, seed {seed}: done in {line['seconds']:.0f} s", flush=True)
+
+
+def read_run(out):
+    """What a finished run's folder says, as the rest of a line."""
+    summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
+    steps = len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
+    records = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
+    line = {"steps": steps, "seconds": summary["train_seconds"], "tokens": [r["tokens"] for r in records], "nll": {}}
+    for arm in summary["arms"]:
+        line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
+        if "strict" in records[0][arm]:
+            verdicts = "".join(str(int(r[arm]["strict"])) for r in records)
+            line.setdefault("strict", {})[arm] = verdicts  # "0110...", a digit for each problem
+    return line
+
+
+def load(name):
+    path = HERE / "results" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+# --------------------------------------------------------------------------------------------------
+# The table.
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)  # t at 97.5 %, 1..10 degrees
+
+
+def over_seeds(a, b, weights=None):
+    """
+    mean(a) - mean(b) for a, b (seeds, problems), paired by both, with a 95 % interval: (diff, low, high).
+
+    A bootstrap over problems, widened, in squares, by Student's interval for the mean over seeds: a plain bootstrap
+    of 5 seeds would miss one time in six.
+    """
+    d = np.asarray(a, float) - np.asarray(b, float)
+    diff, low, high = bootstrap(d.mean(0), np.zeros(d.shape[1]), weights)
+    if len(d) > 1:
+        runs = np.average(d, axis=1, weights=weights)  # (seeds,)
+        spread = STUDENT[min(len(d) - 1, len(STUDENT)) - 1] * runs.std(ddof=1) / math.sqrt(len(d))
+        low, high = diff - math.hypot(diff - low, spread), diff + math.hypot(high - diff, spread)
+    return diff, low, high
+
+
+def table(lines, reference="sft"):
+    """Markdown: one row for each label, mean ± sd over seeds; "minus" is paired with `reference`'s same seeds."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line["label"], {})[line["seed"]] = line
+    if reference not in groups:
+        raise ValueError(f"no run is labelled {reference!r}, which the others are compared with; got {[*groups]}")
+    out = [f"| run | seeds | accuracy %, on | off | minus {reference}, points [95 %] | nats, on | off "
+           f"| minus {reference}, nats [95 %] | steps | train s |", "|---" * 10 + "|"]
+    for label, group in groups.items():
+        arm = "on" if "on" in next(iter(group.values()))["nll"] else "off"
+        seeds = sorted(group.keys() & groups[reference].keys())
+        cells = [label, str(len(group))]
+
+        def verdicts(line, arm):
+            return [100.0 * (digit == "1") for digit in line["strict"][arm]]
+
+        def nats(line, arm):  # per token of each problem
+            return np.array(line["nll"][arm]) / np.array(line["tokens"])
+
+        for read, form in ((verdicts, ".1f"), (nats, ".4f")):
+            if read is verdicts and "strict" not in next(iter(group.values())):
+                cells += ["", "", ""]
+                continue
+            weights = None if read is verdicts else np.array(lines[0]["tokens"], float)
+            for shown in ("on", "off"):
+                if shown not in next(iter(group.values()))["nll"]:
+                    cells.append("")
+                    continue
+                means = [np.average(read(line, shown), weights=weights) for line in group.values()]
+                sd = f" ± {np.std(means, ddof=1):{form}}" if len(means) > 1 else ""
+                cells.append(f"{np.mean(means):{form}}{sd}")
+            if label == reference or not seeds:
+                cells.append("")
+                continue
+            a = [read(group[seed], arm) for seed in seeds]
+            b = [read(groups[reference][seed], "off") for seed in seeds]
+            cells.append("{:+{f}} [{:+{f}}, {:+{f}}]".format(*over_seeds(a, b, weights), f=form))
+        cells.append(", ".join(map(str, sorted({line["steps"] for line in group.values()}))))
+        cells.append(f"{np.mean([line['seconds'] for line in group.values()]):.0f}")
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", nargs="?", choices=[*EXPERIMENTS], help="the experiment")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once")
+    parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
+    parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of finished runs, instead of NAME")
+    args = parser.parse_args(argv)
+    if args.compare:
+        lines = []
+        for folder in map(Path, args.compare):
+            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            lines.append({"label": config["method"], "seed": config["seed"], **read_run(folder)})
+        print(table(lines))
+        return
+    if not args.name:
+        parser.error("give the NAME of an experiment, or --compare RUN RUN ...")
+    seeds, settings = EXPERIMENTS[args.name]
+    if not args.table:
+        finished = {(line["label"], line["seed"]) for line in load(args.name)}
+        todo = [(label, seed) for seed in seeds for label in settings if (label, seed) not in finished]
+        with ThreadPoolExecutor(args.jobs) as pool:
+            jobs = [pool.submit(measure, args.name, label, settings[label], seed) for label, seed in todo]
+            for job in jobs:
+                job.result()  # raises what the job raised
+    lines = load(args.name)
+    order = list(settings)
+    print(table(sorted(lines, key=lambda line: (order.index(line["label"]), line["seed"]))))
+
+
+if __name__ == "__main__":
+    main()
