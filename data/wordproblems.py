@@ -1,23 +1,25 @@
 """
 Seeded GSM8K-style word problems: the embedded task, no download needed.
 
-A problem is a small graph of quantities. Each quantity belongs to a person (or to two who pooled theirs); a step
-changes it, derives another person's quantity from it, or combines two. Numbers are drawn while the story is told, so
-every division is exact, every value is an integer in [2, max_value] and the answer is right by construction. A step is
-one answer line with GSM8K's calculator annotation:
+A problem is a small graph of quantities. Each quantity belongs to a person (or to two who pooled
+theirs); a step changes it, derives another person's quantity from it, or combines two. Numbers are
+drawn while the story is told, so every division is exact, every value is an integer in [2,
+max_value] and the answer is right by construction. A step is one answer line with GSM8K's
+calculator annotation:
 
-    Mia had 12 shells at the beach. Then she found another 7 shells. Tom had 2 times as many shells as Mia. How ...?
+    Mia had 12 shells at the beach. Then she found another 7 shells. Tom had 2 times as many ...?
     Mia had 12+7 = <<12+7=19>>19 shells.
     Tom had 19*2 = <<19*2=38>>38 shells.
     #### 38
 
-Splits never share a number-masked question (digits -> '#'), whatever the seeds and sizes: a hash of the masked question
-decides whether a problem belongs to pretrain/train, to val or to the tests, and the generator draws until it fits. Only
-`test_templates` uses the frames and templates held out, and only `test_numbers` is given numbers from HELD_OUT_NUMBERS
-(factors stay within FACTORS, results may be anything up to max_value).
+Splits never share a number-masked question (digits -> '#'), whatever the seeds and sizes: a hash of
+the masked question decides whether a problem belongs to pretrain/train, to val or to the tests, and
+the generator draws until it fits. Only `test_templates` uses the frames and templates held out, and
+only `test_numbers` is given numbers from HELD_OUT_NUMBERS (factors stay within FACTORS, results may
+be anything up to max_value).
 
-    python data/wordproblems.py --n 5 --seed 0 --split train --ops 3 4     # print examples
-    python data/wordproblems.py --train_bpe                                # remake data/wordproblems.tiktoken
+    python data/wordproblems.py --n 5 --seed 0 --split train --ops 3 4
+    python data/wordproblems.py --train_bpe     # remake data/wordproblems.tiktoken
 """
 
 import argparse
@@ -38,7 +40,8 @@ DISTRACTOR = 0.2  # probability of a sentence with a number that must not be use
 
 BPE_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "wordproblems.tiktoken")
 BPE_VOCAB = 767  # 256 bytes and the merges; <|endoftext|> makes it 768
-# One digit, one token; a space belongs to the word after it, never to a digit; " = <<" and ".\n####" may be one token.
+# One digit, one token; a space belongs to the word after it, never to a digit; " = <<" and
+# ".\n####" may be one token.
 BPE_PATTERN = r"\p{N}| ?\p{L}+|[^\p{L}\p{N}]+(?<! )| +"
 
 SHE = "Mia Anna Lily Emma Zoe Sara Nora Ruby Ella Lucy Maya Rosa".split()
@@ -62,10 +65,11 @@ HELD_OUT_FRAMES = {
     "river": ("by the river", "shells leaves apples marbles", "buckets"),
 }
 
-# Step templates by kind: id -> (formulas, ways to tell it, ways to answer it). Alternatives are separated by "|", the
-# operations of a step by ";". In formulas v is the quantity at hand, x another person's, k and j are given numbers, f a
-# given factor, r the result just before. In texts {S} acts ("she" or "they" where that is clear), {X} is the other, {o}
-# the things, {p} the place, {c} the containers, {e} the calculation. All in the past tense: it fits one person and two.
+# Step templates by kind: id -> (formulas, ways to tell it, ways to answer it). Alternatives are
+# separated by "|", the operations of a step by ";". In formulas v is the quantity at hand, x
+# another person's, k and j are given numbers, f a given factor, r the result just before. In texts
+# {S} acts ("she" or "they" where that is clear), {X} is the other, {o} the things, {p} the place,
+# {c} the containers, {e} the calculation. All in the past tense: it fits one person and two.
 TEMPLATES = {
     "start": {
         "have": ("", "{S} had {k} {o}.|{S} had {k} {o} {p}.|{S} started with {k} {o}.|{S} collected {k} {o} {p}.", ""),
@@ -488,21 +492,27 @@ def side(question):
 
 def generate(n, seed, split="train", ops=None, numbers=None, max_value=MAX_VALUE, distractor=DISTRACTOR):
     """
-    n problems, no question twice, always the same for the same arguments (and the first m < n are those of n=m).
+    n problems, no question twice, always the same for the same arguments (and the first m < n are
+    those of n=m).
 
     Args:
         split: one of SPLITS.
-        ops: (lo, hi) operations per problem, inclusive, drawn uniformly; PRETRAIN_OPS or POST_OPS by default.
-        numbers: (lo, hi) of the given numbers, inclusive; NUMBERS or, for test_numbers, HELD_OUT_NUMBERS by default.
+        ops: (lo, hi) operations per problem, inclusive, drawn uniformly; PRETRAIN_OPS or POST_OPS
+            by default.
+        numbers: (lo, hi) of the given numbers, inclusive; NUMBERS or, for test_numbers,
+            HELD_OUT_NUMBERS by default.
         max_value: the largest given number or result.
         distractor: probability of a sentence with a number that must not be used.
 
-    Returns a list of dicts: question, answer (str), final (int), n_ops (int), ops (list of add, sub, mul, div, one per
-    answer line), template (frame:step+step+...) and spans, which say what the characters of the answer belong to, as
-    {kind: [[start, end, label], ...]} with answer[start:end], in order:
+    Returns a list of dicts: question, answer (str), final (int), n_ops (int), ops (list of add,
+    sub, mul, div, one per answer line), template (frame:step+step+...) and spans, which say what
+    the characters of the answer belong to, as {kind: [[start, end, label], ...]} with
+    answer[start:end], in order:
         operation: every answer line but the last with its newline; add, sub, mul or div.
-        step: the same lines; the id in TEMPLATES of the step that the line calculates (two lines for an update_two).
-        operand: every number, first, second or result of its line (in the annotation, too), or final, after ####.
+        step: the same lines; the id in TEMPLATES of the step that the line calculates (two lines
+            for an update_two).
+        operand: every number, first, second or result of its line (in the annotation, too), or
+            final, after ####.
     What the model is taught is " " + answer, there everything is one character later.
 
     Raises ValueError on arguments out of range, and when no problem fits the numbers.
@@ -549,7 +559,7 @@ def train_bpe(path=BPE_FILE, n=500, vocab=BPE_VOCAB):
     rows = generate(n, 0, "pretrain") + generate(n, 0, "train")
     text = "\n".join(f"Question: {row['question']}\nAnswer: {row['answer']}" for row in rows)
     ranks = bpe_train(text, vocab, BPE_PATTERN, visualise=None)
-    with open(path + ".tmp", "w") as f:
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
         f.writelines(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
     os.replace(path + ".tmp", path)
 
