@@ -56,42 +56,41 @@ class GPTConfig:
     tie_embeddings: bool = True  # the head shares the embedding's weights
 
     def __post_init__(self):
-        if self.steer_layer is None:
-            self.steer_layer = self.n_layer // 2
-        if self.head_dim is None:
-            if self.n_embd % self.n_head:
-                raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd} and {self.n_head}")
-            self.head_dim = self.n_embd // self.n_head
-        if self.ffn_dim is None:
-            self.ffn_dim = math.ceil(8 * self.n_embd / 3 / 32) * 32
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd",
                      "n_codes", "chunk", "ffn_dim", "head_dim"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
+            by_default = value is None and name in ("ffn_dim", "head_dim")
+            if not by_default and (type(value) is not int or value < 1):
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        if self.ffn_dim is None:
+            self.ffn_dim = math.ceil(8 * self.n_embd / 3 / 32) * 32
+        if self.head_dim is None:
+            self.head_dim = self.n_embd // self.n_head
+            if self.n_embd % self.n_head:
+                raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd}, {self.n_head}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (RoPE turns pairs), got {self.head_dim}")
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head must be a multiple of n_kv_head, got {self.n_head} and {self.n_kv_head}")
+            raise ValueError(f"n_head must be a multiple of n_kv_head, got {self.n_head}, {self.n_kv_head}")
+        if self.steer_layer is None:
+            self.steer_layer = self.n_layer // 2
         if type(self.steer_layer) is not int or not 0 <= self.steer_layer < self.n_layer:
-            raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1}: at least one of the n_layer = "
-                             f"{self.n_layer} blocks must follow the steering; got {self.steer_layer}")
-        if not 0 <= self.steer_scale < math.inf or not 0 <= self.router_std < math.inf:
+            raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (of n_layer blocks at "
+                             f"least one follows the steering), got {self.steer_layer}")
+        if not (0 <= self.steer_scale < math.inf and 0 <= self.router_std < math.inf):
             raise ValueError(f"steer_scale and router_std must be finite and >= 0, "
-                             f"got {self.steer_scale} and {self.router_std}")
+                             f"got {self.steer_scale}, {self.router_std}")
 
 
-# --------------------------------------------------------------------------------------------------
-# The transformer. Modules and parameters are named as in Hugging Face's Llama, so its weights fit.
+# ---- The transformer. Named as in Hugging Face's Llama, so its weights fit. -----------------------
 
 
 def rope_frequencies(config):
     """
-    Radians per position of each rotating pair: theta^(-2i / hd), shape (hd / 2,).
-
-    Llama 3 stretches its context (config.rope_scaling): a pair that turns less than low_freq_factor
-    times within the original context is slowed down by `factor`, one that turns more than
-    high_freq_factor times is kept, and those between are blended.
+    Radians per position of each rotating pair: theta^(-2i / hd), shape (hd / 2,). Llama 3 stretches
+    its context (config.rope_scaling): a pair that turns less than low_freq_factor times within the
+    original context is slowed down by `factor`, one that turns more than high_freq_factor times is
+    kept, and those between are blended.
     """
     f = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
     s = config.rope_scaling
@@ -177,8 +176,7 @@ class Block(nn.Module):
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-# --------------------------------------------------------------------------------------------------
-# The model, in the order in which data flows: lower half, route, steer, upper half.
+# ---- The model, in the order in which data flows: lower half, route, steer, upper half. ----------
 
 
 class GPT(nn.Module):
@@ -196,13 +194,13 @@ class GPT(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
 
-        angles = torch.outer(torch.arange(config.block_size).float(), rope_frequencies(config))
-        angles = angles.repeat(1, 2)  # (block_size, hd)
+        positions = torch.arange(config.block_size).float()
+        angles = torch.outer(positions, rope_frequencies(config)).repeat(1, 2)  # (block_size, hd)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
         # Running average of how often code i is followed by code j; starts uniform (see prior_kl).
-        uniform = torch.full((config.n_codes, config.n_codes), 1.0 / config.n_codes**2)
-        self.register_buffer("bigram", uniform)
+        C = config.n_codes
+        self.register_buffer("bigram", torch.full((C, C), 1.0 / C**2))
 
         for name, p in self.named_parameters():
             if p.dim() == 2:
@@ -276,19 +274,14 @@ class GPT(nn.Module):
         logp[labelled] = -F.cross_entropy(logits.float(), targets[labelled], reduction="none")
         return logp
 
-    # ----------------------------------------------------------------------------------------------
-    # Training: search, select, update (paper, section 3).
+    # ---- Training: search, select, update (paper, section 3). ------------------------------------
 
     @torch.no_grad()
     def _search(self, h, z, targets, n_rollouts, temperature, select):
         """SEARCH and SELECT from h_mid (B, T, H) and routing logits z (B, M, C) -> codes a* (B, M)."""
-        if select not in ("likelihood", "joint", "greedy"):
-            raise ValueError(f'select must be "likelihood", "joint" or "greedy", got {select!r}')
-        if n_rollouts < 1 or not 0 <= temperature < math.inf:
-            raise ValueError(f"n_rollouts must be >= 1, temperature >= 0, got {n_rollouts} and {temperature}")
         if select == "greedy":
             return z.argmax(-1)
-        # Gumbel noise on the logits turns argmax into a sample from softmax(z / temperature).
+        # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
         gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
         codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
         if select == "joint":
@@ -302,7 +295,7 @@ class GPT(nn.Module):
 
     def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood"):
         """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
-        self._check(idx, targets)
+        self._check(idx, targets, n_rollouts, temperature, select)
         h = self.lower(idx)
         z = self.router_logits(h[:, :: self.config.chunk])
         return self._search(h, z, targets, n_rollouts, temperature, select)
@@ -328,7 +321,7 @@ class GPT(nn.Module):
         Returns (loss, terms): terms are the four detached scalars, and "usage" (C,), how often the
         router's argmax chose each code. In train() mode the prior's running average moves on.
         """
-        self._check(idx, targets)
+        self._check(idx, targets, n_rollouts, temperature, select)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
         z = self.router_logits(h[:, :: self.config.chunk])  # (B, M, C)
         mask = chunk_mask(targets, self.config.chunk)  # (B, M)
@@ -367,8 +360,7 @@ class GPT(nn.Module):
         target = bizipf_target(P.detach())
         return (P * (P.clamp(min=1e-10).log() - target.clamp(min=1e-10).log())).sum()
 
-    # ----------------------------------------------------------------------------------------------
-    # Inference.
+    # ---- Inference. ------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens, codes=None, stop=None, temperature=0.0):
@@ -377,27 +369,27 @@ class GPT(nn.Module):
 
         codes: as in forward, a LongTensor covering ceil((longest prompt + max_new_tokens) / K)
             chunks or the whole context; or a function choose(z, row, chunk) in place of the argmax:
-            z (B, m, C) of the m chunks that begin, row and chunk (B, m) their numbers -> codes (B, m).
-        stop: a token id that ends a row and is not returned. A row also ends when the context is full.
-        temperature: 0 = greedy.
+            z (B, m, C) of the m chunks that begin, their numbers (B, m) -> their codes (B, m).
+        stop: a token id that ends a row and is not returned; a full context ends it, too.
         """
         K, block_size, device = self.config.chunk, self.config.block_size, self.cos.device
         if max_new_tokens < 0 or temperature < 0:
             raise ValueError(f"max_new_tokens and temperature must be >= 0, got {max_new_tokens}, {temperature}")
         for i, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= block_size:
-                raise ValueError(f"prompt {i} has {len(prompt)} tokens; allowed are 1..{block_size} (block_size)")
+                raise ValueError(f"prompt {i} must have 1..{block_size} (block_size) tokens, it has {len(prompt)}")
         if len(prompts) == 0 or max_new_tokens == 0:
             return [[] for _ in prompts]
         B, lens = len(prompts), [len(p) for p in prompts]
         prompt_len = torch.tensor(lens, device=device)  # (B,)
         end = min(max(lens) + max_new_tokens, block_size + 1)  # the last token is not read
         n_chunks = math.ceil(min(end, block_size) / K)
-        if isinstance(codes, torch.Tensor) and codes.dim() == 2:
+        if torch.is_tensor(codes) and codes.dim() == 2:
             codes = codes[:, :n_chunks]  # more than needed is fine
         if not callable(codes):
             self._check_codes(codes, B, n_chunks)
 
+        stop = -1 if stop is None else stop  # no token is -1
         tokens = torch.zeros(B, end, dtype=torch.long, device=device)  # prompts, then what is new
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt)
@@ -420,60 +412,58 @@ class GPT(nn.Module):
             if not isinstance(codes, str):
                 h = self.steer(h, a, start)
             logits = self.lm_head(self.upper(h, cache)[:, -1]).float()  # (B, V)
-            if temperature == 0:
-                new = logits.argmax(-1)  # (B,)
-            else:
+            new = logits.argmax(-1)  # (B,)
+            if temperature > 0:
                 new = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
             answering = t >= prompt_len  # (B,)
             tokens[:, t] = torch.where(answering, new, tokens[:, t])
-            done |= answering & (new == -1 if stop is None else new == stop)
+            done |= answering & (new == stop)
             if (done | (t + 1 >= prompt_len + max_new_tokens)).all():
                 break
             start = t
 
-        out = []
-        for prompt, ids in zip(prompts, tokens.tolist()):
-            ids = ids[len(prompt) : len(prompt) + max_new_tokens]
-            out.append(ids[: ids.index(stop)] if stop in ids else ids)
-        return out
+        answers = [ids[n : n + max_new_tokens] for n, ids in zip(lens, tokens.tolist())]
+        return [ids[: ids.index(stop)] if stop in ids else ids for ids in answers]
 
-    # ----------------------------------------------------------------------------------------------
-    # Checks and loading.
+    # ---- Checks and loading. ---------------------------------------------------------------------
 
-    def _check(self, idx, targets=None):
-        block_size = self.config.block_size
-        if idx.dim() != 2 or idx.dtype != torch.long or not 1 <= idx.size(1) <= block_size:
-            raise ValueError(f"idx must be a LongTensor (B, T) with T in 1..{block_size} (block_size), "
-                             f"got {idx.dtype} {tuple(idx.shape)}")
+    def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy"):
+        if idx.dim() != 2 or idx.dtype != torch.long or not 1 <= idx.size(1) <= self.config.block_size:
+            raise ValueError(f"idx must be a LongTensor (B, T) with T in 1..{self.config.block_size} "
+                             f"(block_size), got {idx.dtype} {tuple(idx.shape)}")
         if targets is not None and targets.shape != idx.shape:
-            raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, got {tuple(targets.shape)}")
+            raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, "
+                             f"got {tuple(targets.shape)}")
+        if select not in ("likelihood", "joint", "greedy"):
+            raise ValueError(f'select must be "likelihood", "joint" or "greedy", got {select!r}')
+        if n_rollouts < 1 or not 0 <= temperature < math.inf:
+            raise ValueError(f"n_rollouts must be >= 1, temperature >= 0, got {n_rollouts}, {temperature}")
 
     def _check_codes(self, codes, B, M):
         if codes is None or (isinstance(codes, str) and codes == "off"):
             return
-        if not isinstance(codes, torch.Tensor) or codes.dtype != torch.long or codes.shape != (B, M):
-            got = f"{codes.dtype} {tuple(codes.shape)}" if isinstance(codes, torch.Tensor) else repr(codes)
-            raise ValueError(f'codes must be None (the router\'s argmax), "off" or a LongTensor ({B}, {M}), got {got}')
+        if not torch.is_tensor(codes) or codes.dtype != torch.long or codes.shape != (B, M):
+            got = f"{codes.dtype} {tuple(codes.shape)}" if torch.is_tensor(codes) else repr(codes)
+            raise ValueError(f'codes must be None (the router\'s argmax), "off" or a LongTensor '
+                             f"({B}, {M}), got {got}")
         if codes.min() < 0 or codes.max() >= self.config.n_codes:
-            raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, got {codes.min()}..{codes.max()}")
+            raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, "
+                             f"got {codes.min()}..{codes.max()}")
 
     @classmethod
     def from_checkpoint(cls, path, **overrides):
-        """A model from a checkpoint of train.py; overrides: config fields, e.g. n_codes where codes start fresh."""
+        """A model from a checkpoint of train.py; overrides: fields of its config, where codes start fresh."""
         from data.plumbing import load_model
-
         return load_model(path, **overrides)
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
         """A model from a Hugging Face folder of Llama, SmolLM2 or Qwen3; overrides as in from_checkpoint."""
         from data.huggingface import load
-
         return load(folder, **overrides)
 
 
-# --------------------------------------------------------------------------------------------------
-# Small pieces of the loss.
+# ---- Small pieces of the loss. -------------------------------------------------------------------
 
 
 def chunk_mask(targets, K):
@@ -481,10 +471,9 @@ def chunk_mask(targets, K):
     Which chunks steer a real token: targets (B, T) -> bool (B, M). A row ends at its last label:
     what follows is padding, whose chunks take no part in policy and prior.
     """
-    T = targets.size(1)
-    position = torch.arange(T, device=targets.device)
+    position = torch.arange(targets.size(1), device=targets.device)
     row_len = torch.where(targets >= 0, position + 1, 0).amax(1)  # (B,)
-    return torch.arange(0, T, K, device=targets.device) < row_len[:, None]
+    return position[::K] < row_len[:, None]
 
 
 def code_logp(z, codes):
@@ -500,9 +489,8 @@ def bizipf_target(P):
     over the first floor(0.8 C) codes, 0 for the others.
     """
     C = P.size(0)
-    used = max(1, int(0.8 * C))
-    zipf = torch.zeros(C, device=P.device)
-    zipf[:used] = 1.0 / torch.arange(1, used + 1, device=P.device)
+    zipf = 1.0 / torch.arange(1, C + 1, device=P.device)
+    zipf[max(1, int(0.8 * C)) :] = 0.0
     zipf /= zipf.sum()
     Q = P.clone()
     Q.diagonal().mul_(1e-5)
