@@ -26,7 +26,8 @@ def parse(content, kind, path, line=None):
         raise ValueError(f"{where}: not UTF-8 text: {error}") from None
     except json.JSONDecodeError as error:
         where = f"{path}:{line or error.lineno}"
-        raise ValueError(f"{where}: not JSON: {error.msg} at column {error.colno}") from None
+        reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        raise ValueError(f"{where}: not JSON: {reason}") from None
     if not isinstance(value, kind):
         raise ValueError(f"{where}: expected {NAMES[kind]}, got {value!r:.60}")
     return value
