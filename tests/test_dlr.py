@@ -1,4 +1,4 @@
-"""The model and the training step, against brute force and hand-computed numbers. All on the CPU."""
+"""The model and the training step, against brute force and hand-computed numbers."""
 
 import itertools
 import math
@@ -7,15 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from dlr import GPT, GPTConfig, bizipf_target, code_logp, load_checkpoint, pair_sum, real_chunks
+from dlr import GPT, GPTConfig, bizipf_target, chunk_mask, code_logp
 
-TINY = {"vocab_size": 50, "block_size": 64, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32, "n_codes": 6}
+TINY = {"vocab_size": 50, "block_size": 64, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
+        "n_codes": 6}
 
 
-def make(seed=0, codes=1.0, **kw):
+def make(seed=0, codes=1.0, **settings):
     """A tiny model whose codes matter: codebook and router far from their initial values."""
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(**{**TINY, **kw}))
+    model = GPT(GPTConfig(**{**TINY, **settings}))
     for p in model.parameters():
         if p.dim() == 2:
             torch.nn.init.normal_(p, std=0.2)
@@ -24,327 +25,351 @@ def make(seed=0, codes=1.0, **kw):
     return model
 
 
-def data(B=3, T=22, prompt=7, seed=1, vocab=50):
-    g = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(vocab, (B, T + 1), generator=g)
+def data(B=3, T=22, prompt=7, seed=1):
+    """idx, targets (B, T) of random tokens; the first `prompt` positions have no label."""
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(50, (B, T + 1), generator=generator)
     idx, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].clone()
     targets[:, :prompt] = -1
     return idx, targets
 
 
-# --- steering ---------------------------------------------------------------------------------------------------------
+def ragged(lengths):
+    """Right-padded rows of these lengths, 3 prompt tokens each: (idx, targets, each row alone)."""
+    rows = [data(B=1, T=n, prompt=3, seed=n) for n in lengths]
+    idx = torch.full((len(rows), max(lengths)), 7)
+    targets = torch.full_like(idx, -1)
+    for i, (x, y) in enumerate(rows):
+        idx[i, : x.size(1)], targets[i, : x.size(1)] = x[0], y[0]
+    return idx, targets, rows
+
+
+def by_hand(model, idx, codes=None):
+    """All logits, with the codes added by a loop over rows and tokens; and the state at l*."""
+    T, cfg = idx.size(1), model.config
+    x = model.embed_tokens(idx)
+    for i, layer in enumerate(model.layers):
+        if i == cfg.steer_layer:
+            h_mid = x
+            if codes is not None:
+                e = model.codebook.weight
+                added = [torch.stack([e[row[t // cfg.chunk]] for t in range(T)]) for row in codes]
+                x = x + cfg.steer_scale * torch.stack(added)
+        x = layer(x, (model.cos[:T], model.sin[:T]))
+    return model.lm_head(model.norm(x)), h_mid
+
+
+# ---- steering ------------------------------------------------------------------------------------
 
 
 def test_zero_codebook_is_the_plain_lm_bit_for_bit():
-    """Broken if steering touched anything but the added code vector."""
-    model = make()
-    torch.nn.init.zeros_(model.codebook.weight)
-    idx, targets = data()
-    off, steered = model(idx, codes="off")[0], model(idx)[0]
-    assert torch.equal(off, steered)
+    """Broken if steering touched more than the added code vector, or a new model began steered."""
+    model, (idx, targets) = make(codes=0.0), data()
+    assert torch.equal(model(idx, codes="off")[0], model(idx)[0])
     assert torch.equal(model(idx, targets, codes="off")[1], model(idx, targets)[1])
-    fresh = GPT(GPTConfig(**TINY))
-    assert fresh.codebook.weight.abs().sum() == 0, "a new model must start as the plain LM"
+    assert not GPT(GPTConfig(**TINY)).codebook.weight.any()
 
 
 def test_steering_adds_the_scaled_code_to_every_token_of_its_chunk():
-    """Broken if the chunk grid, the scale or the injection layer were off by one."""
-    model = make(steer_layer=3, steer_scale=0.7, chunk=4)
+    """Broken if the chunk grid, the scale or the layer of the injection were off by one."""
+    model = make(steer_layer=3, steer_scale=0.7)
     idx, _ = data(B=2, T=10)
     codes = torch.tensor([[0, 3, 5], [2, 2, 1]])
-    x = model.embed_tokens(idx)
-    cos, sin = model.cos[:10][None, None], model.sin[:10][None, None]
-    for i, layer in enumerate(model.layers):
-        if i == 3:  # three blocks have run
-            for b, t in itertools.product(range(2), range(10)):
-                x = x.clone()
-                x[b, t] += 0.7 * model.codebook.weight[codes[b, t // 4]]
-        x = layer(x, cos, sin)
-    expected = model.lm_head(model.norm(x))
-    torch.testing.assert_close(model(idx, codes=codes)[0], expected)
+    torch.testing.assert_close(model(idx, codes=codes)[0], by_hand(model, idx, codes)[0])
 
 
-def test_router_reads_the_unsteered_state_of_each_chunks_first_token():
-    """Broken if routing saw steered states, another position, or the wrong layer."""
-    for route_norm in (True, False):
-        model = make(route_norm=route_norm, steer_layer=2)
-        idx, _ = data()
-        x = model.embed_tokens(idx)
-        for layer in model.layers[:2]:
-            x = layer(x, model.cos[:22][None, None], model.sin[:22][None, None])
-        if route_norm:
-            x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
-        expected = torch.stack([x[:, t] @ model.router.weight.T for t in range(0, 22, 4)], 1)
-        torch.testing.assert_close(model.route(idx), expected)
-        argmax = model.route(idx).argmax(-1)
-        assert torch.equal(model(idx)[0], model(idx, codes=argmax)[0]), "codes=None must be the router's argmax"
+@pytest.mark.parametrize("route_norm", [True, False])
+def test_router_reads_the_unsteered_state_of_each_chunks_first_token(route_norm):
+    """Broken if routing saw steered states, another position, the wrong layer or another scale."""
+    model, (idx, _) = make(route_norm=route_norm), data()
+    x = by_hand(model, idx)[1][:, ::4]
+    if route_norm:
+        x = x / (x.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    z = model.route(idx)
+    torch.testing.assert_close(z, x @ model.router.weight.T)
+    assert torch.equal(model(idx)[0], model(idx, codes=z.argmax(-1))[0]), "the argmax"
+
+
+def test_the_router_decides_in_float32_under_autocast():
+    """Broken if bfloat16 tied two codes whose logits differ by 1 part in 1000."""
+    model, (idx, _) = make(n_codes=2), data()
+    with torch.no_grad():
+        model.router.weight[1] = 1.001 * model.router.weight[0]
+        with torch.autocast("cpu", torch.bfloat16):
+            h = model.lower(idx)[:, ::4]
+            z = model.router_logits(h)
+    x = h.double() / (h.double().pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
+    exact = x @ model.router.weight.double().T
+    torch.testing.assert_close(z.double(), exact, atol=1e-5, rtol=1e-5)
+    assert torch.equal(z.argmax(-1), exact.argmax(-1))
+    assert not torch.equal(exact.bfloat16().argmax(-1), exact.argmax(-1)), "bfloat16 must tie here"
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 4])
-def test_no_token_changes_the_past(chunk):
-    """Broken if a logit before t, or a code of a chunk begun before t, could see token t."""
-    model = make(chunk=chunk)
-    idx, _ = data(B=1)
-    logits, codes = model(idx)[0], model.route(idx)
+def test_no_token_and_no_code_changes_the_past(chunk):
+    """Broken if a logit or a code could see a later token, or a logit the code of a later chunk."""
+    model, (idx, _) = make(chunk=chunk), data(B=1)
+    logits, codes = model(idx)[0], model.route(idx).argmax(-1)
     for t in range(idx.size(1)):
         other = idx.clone()
         other[0, t] = (other[0, t] + 1) % 50
-        new_logits, new_codes = model(other)[0], model.route(other)
-        assert torch.equal(new_logits[:, :t], logits[:, :t])
         begun = math.ceil(t / chunk)  # chunks whose first token lies before t
-        assert torch.equal(new_codes[:, :begun], codes[:, :begun])
-        assert not torch.equal(new_logits[:, t:], logits[:, t:])
+        assert torch.equal(model(other)[0][:, :t], logits[:, :t])
+        assert not torch.equal(model(other)[0][:, t:], logits[:, t:])
+        assert torch.equal(model.route(other)[:, :begun], model.route(idx)[:, :begun])
+    for m in range(codes.size(1)):
+        other = codes.clone()
+        other[0, m] = (other[0, m] + 1) % 6
+        new = model(idx, codes=other)[0]
+        assert torch.equal(new[:, : m * chunk], logits[:, : m * chunk])
+        assert (new[:, m * chunk :] != logits[:, m * chunk :]).any(-1).all()
 
 
-def test_rows_of_a_batch_do_not_see_each_other_or_the_padding():
-    """Broken if padding shifted the chunk grid or leaked into attention (trap 1: accuracy changed with the batch)."""
-    model = make()
-    rows = [data(B=1, T=n, prompt=3, seed=n) for n in (5, 9, 14, 22)]
-    idx, targets = torch.full((4, 22), 7), torch.full((4, 22), -1)
-    for i, (x, y) in enumerate(rows):
-        idx[i, : x.size(1)], targets[i, : x.size(1)] = x[0], y[0]
-    logits, routed = model(idx)[0], model.route(idx)
+def test_rows_do_not_see_each_other_or_the_padding():
+    """Broken if padding moved the chunk grid or leaked into a logit, code or term (trap 1)."""
+    model = make().eval()
+    lengths = (5, 9, 14, 22)
+    idx, targets, rows = ragged(lengths)
+    logits, z = model(idx)[0], model.route(idx)
     for i, (x, _) in enumerate(rows):
-        n, m = x.size(1), math.ceil(x.size(1) / 4)
+        n = x.size(1)
         torch.testing.assert_close(logits[i, :n], model(x)[0][0])
-        torch.testing.assert_close(routed[i, :m], model.route(x)[0])
-    model.eval()
-    whole = model.dlr_loss(idx, targets, 1, 0.0, alpha_policy=0.3, alpha_reg=0.2)[1]
-    alone = [model.dlr_loss(x, y, 1, 0.0, alpha_policy=0.3, alpha_reg=0.2)[1] for x, y in rows]
-    labels = torch.tensor([(y >= 0).sum() for _, y in rows]).float()
-    chunks = torch.tensor([math.ceil(x.size(1) / 4) for x, _ in rows]).float()
+        torch.testing.assert_close(z[i, : math.ceil(n / 4)], model.route(x)[0])
+    whole = model.dlr_loss(idx, targets, select="joint", n_rollouts=1)[1]  # the router's argmax
+    alone = [model.dlr_loss(x, y, select="joint", n_rollouts=1)[1] for x, y in rows]
+    labels = np.array([n - 3 for n in lengths])
+    chunks = np.array([math.ceil(n / 4) for n in lengths])
+    pairs = chunks - 1
     for name, weight in (("generalist", labels), ("info_gain", labels), ("policy", chunks)):
-        mean = (torch.stack([t[name] for t in alone]) * weight).sum() / weight.sum()
-        torch.testing.assert_close(whole[name], mean, msg=f"{name}: padding changed it")
+        mean = sum(t[name].item() * w for t, w in zip(alone, weight)) / weight.sum()
+        assert whole[name].item() == pytest.approx(mean, rel=1e-4), name
+    one = [numpy_bigram(model.route(x).softmax(-1), [[1] * m]) for (x, _), m in zip(rows, chunks)]
+    B = sum(b * n for b, n in zip(one, pairs)) / pairs.sum()
+    kl = numpy_kl(0.8 / 36 + 0.2 * B)
+    assert whole["regularizer"].item() == pytest.approx(kl, abs=1e-4)
 
 
-# --- generation -------------------------------------------------------------------------------------------------------
+# ---- generation ----------------------------------------------------------------------------------
+
+KINDS = ("routed", "off", "forced", "function")
 
 
-@pytest.mark.parametrize("kind", ["routed", "off", "forced"])
+def kind_of_codes(kind, forced):
+    """What generate(codes=...) takes for each of the four kinds."""
+    choose = lambda z, row, chunk: forced[row, chunk]  # noqa: E731
+    return {"routed": None, "off": "off", "forced": forced, "function": choose}[kind]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("chunk", [1, 4])
 def test_cached_generation_is_recomputation(kind, chunk):
-    """Broken if the cache, a row's chunk phase, or a neighbour in the batch changed what is generated."""
-    model = make(chunk=chunk)
-    prompts = [torch.randint(50, (n,)).tolist() for n in (5, 1, 9, 3, 7, 2, 8, 4, 6)]  # every length modulo K, ragged
-    new, M = 12, math.ceil(21 / chunk)
-    forced = torch.randint(6, (len(prompts), M))
-    codes = {"routed": None, "off": "off", "forced": forced}[kind]
-    out = model.generate(prompts, new, codes=codes)
+    """Broken if the cache, a chunk's phase or a neighbour in the batch changed the tokens."""
+    model = make(chunk=chunk).double()
+    prompts = [torch.randint(50, (n,)).tolist() for n in (5, 1, 9, 3, 7, 2, 8, 4, 6)]  # all phases
+    forced = torch.randint(6, (len(prompts), math.ceil(21 / chunk)))
+    out = model.generate(prompts, 12, codes=kind_of_codes(kind, forced))
     for i, prompt in enumerate(prompts):
         ids = list(prompt)
-        for _ in range(new):
-            c = forced[i : i + 1, : math.ceil(len(ids) / chunk)] if kind == "forced" else codes
-            ids.append(model(torch.tensor([ids]), codes=c)[0][0, -1].argmax().item())
-        assert out[i] == ids[len(prompt):], f"prompt {i} of {len(prompt)} tokens"
-        alone = model.generate([prompt], new, codes=forced[i : i + 1] if kind == "forced" else codes)
+        for _ in range(12):
+            codes = forced[i : i + 1, : math.ceil(len(ids) / chunk)]
+            codes = {"routed": None, "off": "off"}.get(kind, codes)
+            ids.append(model(torch.tensor([ids]), codes=codes)[0][0, -1].argmax().item())
+        assert out[i] == ids[len(prompt) :], f"prompt {i} of {len(prompt)} tokens"
+        alone = model.generate([prompt], 12, codes=kind_of_codes(kind, forced[i : i + 1]))
         assert alone == [out[i]]
 
 
-def test_off_is_off_in_the_prompt_too_and_interventions_bite():
-    """Broken if an arm left the prompt steered (trap 3) or if an intervention changed nothing (trap 2)."""
-    model = make()
-    prompts = [torch.randint(50, (n,)).tolist() for n in (8, 11)]
-    on, off = model.generate(prompts, 8), model.generate(prompts, 8, codes="off")
-    late = model.generate(prompts, 8, codes=torch.zeros(2, 8, dtype=torch.long))
-    assert on != off and late != off and late != on
-    plain = make()
-    torch.nn.init.zeros_(plain.codebook.weight)
-    assert plain.generate(prompts, 8) == off
-    only_prompt = torch.zeros(2, 8, dtype=torch.long)
-    only_prompt[:, 0] = 1  # a code in the prompt's first chunk alone
-    assert model.generate(prompts, 8, codes=only_prompt) != late
-
-
-@pytest.mark.parametrize("chunk", [1, 3])
-def test_a_function_chooses_the_codes_once_for_each_chunk(chunk):
-    """Broken if a function in place of the argmax were asked for other chunks than the router, or ignored."""
-    model = make(chunk=chunk)
-    prompts = [torch.randint(50, (n,)).tolist() for n in (3, 6, 9, 5, 7)]
-    table, asked = torch.randint(6, (5, 40)), {}
-
-    def argmax(z, row, chunk):
-        for r, m, own in zip(row.flatten().tolist(), chunk.flatten().tolist(), z.argmax(-1).flatten().tolist()):
-            asked[r, m] = own
-        return z.argmax(-1)
-
-    on = model.generate(prompts, 15)
-    stop = on[2][4]
-    assert model.generate(prompts, 15, codes=argmax, stop=stop) == model.generate(prompts, 15, stop=stop)
-    assert model.generate(prompts, 15, codes=lambda z, row, chunk: table[row, chunk]) == model.generate(
-        prompts, 15, codes=table) != on
-    assert model.generate(prompts, 15, codes=argmax) == on
-    for i, (prompt, new) in enumerate(zip(prompts, on)):
-        z = model.route(torch.tensor([prompt + new[:-1]]))[0]
-        assert [asked[i, m] for m in range(len(z))] == z.argmax(-1).tolist()
-
-
-def test_stop_ends_a_row_and_only_that_row():
-    """Broken if one row's end token stopped or shifted the others, also after ended rows are dropped."""
-    model = make()
-    prompts = [torch.randint(50, (n,)).tolist() for n in (3, 6, 9, 5, 7)]
-    full = model.generate(prompts, 20)
-    stop = full[1][2]
-    cut = [row[: row.index(stop)] if stop in row else row for row in full]
-    assert model.generate(prompts, 20, stop=stop) == cut
-    assert len(cut[1]) <= 2 and any(len(row) == 20 for row in cut)
-
-
-@pytest.mark.parametrize("kind", ["routed", "off", "forced"])
-def test_ended_rows_leave_the_others_alone(kind):
-    """Broken if dropping ended rows mixed up caches, codes or positions of those that go on."""
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_ends_at_its_stop_token_and_leaves_the_others_alone(kind):
+    """Broken if an ended row stopped or shifted the others, or a stop in a prompt ended its row."""
     model = make()
     prompts = [torch.randint(50, (n,)).tolist() for n in (3, 6, 9, 5, 7, 2, 8, 4)]
-    codes = {"routed": None, "off": "off", "forced": torch.randint(6, (8, 8))}[kind]
+    codes = kind_of_codes(kind, torch.randint(6, (8, 16)))
     full = model.generate(prompts, 20, codes=codes)
-    for stop in sorted({t for row in full for t in row})[::3]:
+    assert all(len(row) == 20 for row in full)
+    for stop in sorted({t for row in full for t in row})[::3] + [prompts[2][8]]:
         cut = [row[: row.index(stop)] if stop in row else row for row in full]
         assert model.generate(prompts, 20, codes=codes, stop=stop) == cut
 
 
-def test_generation_ends_where_the_context_is_full():
-    """Broken if a row ran past block_size, or stopped before using the last position."""
-    model = make()
-    out = model.generate([[1] * 60, [2] * 64], 30)
-    assert [len(row) for row in out] == [5, 1]
+def test_generation_stops_working_when_all_rows_have_ended(monkeypatch):
+    """Broken if ended rows went on costing time until max_new_tokens."""
+    model, calls = make(), []
+    stop = model.generate([[1, 2, 3]], 1)[0][0]
+    upper = model.upper
+    monkeypatch.setattr(model, "upper", lambda *a: calls.append(1) or upper(*a))
+    assert model.generate([[1, 2, 3]], 40, stop=stop) == [[]] and len(calls) == 1
 
 
-@pytest.mark.parametrize("kind", ["routed", "off", "forced"])
-def test_a_full_row_waits_for_the_others(kind):
-    """Broken if a row at the end of its context, kept in the batch, went on past the last position or code."""
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("new", [0, 1, 7, 30])
+def test_a_row_ends_where_the_context_is_full(kind, new):
+    """Broken if a row ran past block_size, stopped before its last position, or moved others."""
     model = make(block_size=16)
     prompts = [[3] * 16] + [torch.randint(50, (n,)).tolist() for n in (2, 3, 4, 5, 5)]
     forced = torch.randint(6, (6, 4))  # the whole context
-    for new in (7, 30):
-        codes = {"routed": None, "off": "off", "forced": forced}[kind]
-        out = model.generate(prompts, new, codes=codes)
-        assert [len(row) for row in out] == [min(new, 17 - len(p)) for p in prompts]
-        for i, prompt in enumerate(prompts):
-            assert model.generate([prompt], new, codes=forced[i : i + 1] if kind == "forced" else codes) == [out[i]]
+    out = model.generate(prompts, new, codes=kind_of_codes(kind, forced))
+    assert [len(row) for row in out] == [min(new, 17 - len(p)) for p in prompts]
+    for i, prompt in enumerate(prompts):
+        alone = model.generate([prompt], new, codes=kind_of_codes(kind, forced[i : i + 1]))
+        assert alone == [out[i]]
+    assert model.generate([], new) == []
 
 
-def test_nothing_asked_is_nothing_generated():
-    """Broken if no prompts failed, or 0 new tokens gave some."""
+def test_interventions_bite_in_the_prompt_too():
+    """Broken if an arm left the prompt steered (trap 3) or changed nothing (trap 2)."""
     model = make()
-    assert model.generate([], 4) == [] and model.generate([[1], [2, 3]], 0) == [[], []]
+    prompts = [torch.randint(50, (n,)).tolist() for n in (8, 11)]
+    zeros, first = torch.zeros(2, 8, dtype=torch.long), torch.zeros(2, 8, dtype=torch.long)
+    first[:, 0] = 1  # another code in the prompt's first chunk alone
+    on, off = model.generate(prompts, 8), model.generate(prompts, 8, codes="off")
+    late = model.generate(prompts, 8, codes=zeros)
+    assert on != off and late != off and late != on
+    assert model.generate(prompts, 8, codes=first) != late
+    torch.nn.init.zeros_(model.codebook.weight)
+    assert model.generate(prompts, 8) == off
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_a_function_is_asked_once_for_each_chunk(chunk):
+    """Broken if a function in place of the argmax saw other chunks or logits than the router."""
+    model = make(chunk=chunk)
+    prompts = [torch.randint(50, (n,)).tolist() for n in (3, 6, 9, 5, 7)]
+    asked = {}
+
+    def argmax(z, row, chunk):
+        for r, m, own in zip(row.flatten().tolist(), chunk.flatten().tolist(), z.flatten(0, 1)):
+            assert (r, m) not in asked
+            asked[r, m] = own
+        return z.argmax(-1)
+
+    out = model.generate(prompts, 15, codes=argmax)
+    assert out == model.generate(prompts, 15)
+    for i, (prompt, new) in enumerate(zip(prompts, out)):
+        for m, z in enumerate(model.route(torch.tensor([prompt + new[:-1]]))[0]):
+            torch.testing.assert_close(asked[i, m], z)
 
 
 def test_sampling_follows_the_temperature():
     """Broken if temperature were ignored: frequencies must match softmax(logits / T)."""
     model = make()
-    prompt = [4, 8, 15]
-    expected = (model(torch.tensor([prompt]))[0][0, -1] / 2.0).softmax(-1)
+    expected = (model(torch.tensor([[4, 8, 15]]))[0][0, -1] / 2.0).softmax(-1)
     torch.manual_seed(0)
-    new = torch.tensor(model.generate([prompt] * 20_000, 1, temperature=2.0)).flatten()
-    observed = torch.bincount(new, minlength=50) / 20_000
-    assert (observed - expected).abs().max() < 0.015
+    new = torch.tensor(model.generate([[4, 8, 15]] * 20_000, 1, temperature=2.0)).flatten()
+    assert (torch.bincount(new, minlength=50) / 20_000 - expected).abs().max() < 0.015
 
 
-# --- search and select ------------------------------------------------------------------------------------------------
+# ---- search and select ---------------------------------------------------------------------------
 
 
-def rescore(model, idx, targets, codes):
-    """Sum of log p(x | a) per row by whole, separate, unbatched forwards."""
-    return torch.stack([-model(idx[i : i + 1], targets[i : i + 1], codes[i : i + 1])[1] * (targets[i] >= 0).sum()
-                        for i in range(len(idx))])
+def answer_logp(model, idx, targets, codes):
+    """log p(x | a) of each row, one whole unbatched forward pass each."""
+    logp = []
+    for i in range(len(idx)):
+        log_p = model(idx[i : i + 1], codes=codes[i : i + 1])[0][0].log_softmax(-1)
+        logp.append(sum(log_p[t, y] for t, y in enumerate(targets[i].tolist()) if y >= 0))
+    return torch.stack(logp)
 
 
-def independent_code_logp(model, idx, codes, last):
-    """Sum over real chunks of log p(a_m | x), by loops."""
-    p = model.route(idx).softmax(-1)
-    return torch.stack([sum(p[i, m, codes[i, m]].log() for m in range(last[i] // 4 + 1)) for i in range(len(idx))])
+def candidates(model, monkeypatch):
+    """A list that fills with the code sequences (B, M) that the model steers with."""
+    tried, steer = [], model.steer
+    monkeypatch.setattr(model, "steer", lambda h, a, *more: tried.append(a) or steer(h, a, *more))
+    return tried
 
 
 @pytest.mark.parametrize("select", ["likelihood", "joint"])
 def test_search_returns_the_best_of_its_candidates(select, monkeypatch):
-    """Broken if the batched, shared-lower-half scores ranked candidates otherwise than full forwards do."""
-    model = make()
-    idx, targets = data(B=4)
-    targets[1, 15:] = -1  # a shorter row
-    tried = {}
-    rollouts = model.rollouts
-    monkeypatch.setattr(model, "rollouts", lambda *a, **k: tried.setdefault("r", rollouts(*a, **k)))
+    """Broken if the shared lower half ranked candidates otherwise than whole passes do."""
+    model, (idx, targets) = make(), data(B=4)
+    targets[1, 15:] = -1  # a shorter row: its last real chunk is chunk 3
+    tried = candidates(model, monkeypatch)
     best = model.search(idx, targets, n_rollouts=10, select=select)
-    codes = tried["r"][0]
-    scores = torch.stack([rescore(model, idx, targets, c) for c in codes])
+    monkeypatch.undo()
+    codes = torch.stack(tried)  # (N, B, M)
+    assert len(codes) == 10 and len(codes.unique(dim=0)) > 5, "candidates must differ"
+    score = torch.stack([answer_logp(model, idx, targets, c) for c in codes])
     if select == "joint":
-        last = [21, 14, 21, 21]
-        scores += torch.stack([independent_code_logp(model, idx, c, last) for c in codes])
-        assert torch.equal(codes[0], model.route(idx).argmax(-1)), "the greedy sequence must be among the candidates"
-    assert torch.equal(best, torch.stack([codes[scores[:, i].argmax(), i] for i in range(4)]))
-    assert len({tuple(c.flatten().tolist()) for c in codes}) > 5, "candidates must differ"
+        p = model.route(idx).softmax(-1)
+        for n, b in itertools.product(range(10), range(4)):
+            real = 4 if b == 1 else 6
+            score[n, b] += sum(p[b, m, codes[n, b, m]].log() for m in range(real))
+    assert torch.equal(best, torch.stack([codes[score[:, b].argmax(), b] for b in range(4)]))
 
 
-def test_only_joint_adds_the_greedy_candidate():
-    """Broken if the paper's selection by likelihood were given the router's argmax, or "joint" were not."""
+def test_which_candidates_there_are():
+    """Broken if "likelihood" tried the router's argmax, "joint" did not, or "greedy" searched."""
     model, (idx, targets) = make(), data()
-    greedy = model.route(idx).argmax(-1)
-    assert torch.equal(model.search(idx, targets, 1, 5.0, "joint"), greedy)
-    assert not torch.equal(model.search(idx, targets, 1, 5.0, "likelihood"), greedy)
+    argmax = model.route(idx).argmax(-1)
+    assert torch.equal(model.search(idx, targets, 1, 5.0, "joint"), argmax)
+    assert torch.equal(model.search(idx, targets, 8, 5.0, "greedy"), argmax)
+    assert torch.equal(model.search(idx, targets, 1, 0.0, "likelihood"), argmax)
+    assert not torch.equal(model.search(idx, targets, 1, 5.0, "likelihood"), argmax)
 
 
 def test_joint_leaves_out_the_codes_of_padding(monkeypatch):
-    """Broken if a likely code in a chunk of padding won the joint selection."""
-    model, z = make(chunk=1), torch.zeros(1, 3, 6)
-    z[..., 0] = 2.0  # code 0 is 2 nats likelier than any other
-    codes = torch.tensor([[[0, 0, 1]], [[0, 0, 0]]])  # the same but for padding, where the worse one looks better
-    monkeypatch.setattr(model, "rollouts", lambda *a, **k: (codes, torch.tensor([[[-1.0]], [[-2.0]]])))
-    assert torch.equal(model._select(None, z, None, torch.tensor([[True, True, False]]), 2, 1.0, "joint"), codes[0])
+    """Broken if a likely code in a chunk of padding decided which candidate wins."""
+    model = make(chunk=1, codes=0.0)
+    z = torch.zeros(1, 3, 6)
+    z[..., 0] = 2.0  # code 0 is likeliest everywhere
+    targets = torch.tensor([[3, 4, -1]])  # the third chunk is padding
+    monkeypatch.setattr(model, "token_logp", lambda h, t: torch.zeros(1, 3))
+    tried = candidates(model, monkeypatch)
+    best = model._search(torch.zeros(1, 3, 32), z, targets, 500, 3.0, "joint")
+    same = [a for a in tried if torch.equal(a[:, :2], torch.zeros(1, 2, dtype=torch.long))]
+    assert len({a[0, 2].item() for a in same}) > 2, "several candidates differ in padding alone"
+    assert torch.equal(best, same[0]), "all of them score alike, so that the first one wins"
+    scores = [code_logp(z, a)[0, :2].sum() for a in tried]
+    assert max(scores) == code_logp(z, best)[0, :2].sum()
 
 
-def test_search_with_many_rollouts_finds_the_brute_force_optimum():
+def test_many_rollouts_find_the_brute_force_optimum():
     """Broken if some code sequence could never be drawn or a better one were passed over."""
-    model = make(n_codes=2)
+    model, (idx, targets) = make(n_codes=2), data(B=2, T=12, prompt=4)
     torch.nn.init.normal_(model.router.weight, std=0.1)
-    idx, targets = data(B=2, T=12, prompt=4)
     every = [torch.tensor([c, c]) for c in itertools.product(range(2), repeat=3)]
-    scores = torch.stack([rescore(model, idx, targets, c) for c in every])
-    found = model.search(idx, targets, n_rollouts=200)
-    assert torch.equal(found, torch.stack([every[scores[:, i].argmax()][i] for i in range(2)]))
+    score = torch.stack([answer_logp(model, idx, targets, c) for c in every])
+    best = torch.stack([every[score[:, b].argmax()][b] for b in range(2)])
+    assert torch.equal(model.search(idx, targets, n_rollouts=200), best)
 
 
-def test_rollouts_are_samples_of_the_tempered_router():
-    """Broken if the Gumbel trick, tau, or a list of taus sampled anything but softmax(z / tau)."""
+@pytest.mark.parametrize("tau", [0.5, 2.0])
+def test_candidates_are_samples_of_the_tempered_router(tau, monkeypatch):
+    """Broken if the noise sampled anything but softmax(z / tau), or rows or chunks shared it."""
     model = make()
-    idx, targets = data(B=1, T=5)
-    h = model.lower(idx)
-    z = model.router_logits(h[:, ::4])
-    for tau in (0.5, 2.0):
-        codes, _ = model.rollouts(h, z, targets, 20_000, tau)
-        observed = torch.bincount(codes[:, 0, 0], minlength=6) / 20_000
-        assert (observed - (z[0, 0] / tau).softmax(-1)).abs().max() < 0.015
-    assert torch.equal(model.rollouts(h, z, targets, 3, 0.0)[0], z.argmax(-1).expand(3, -1, -1))
-    mixed, _ = model.rollouts(h, z, targets, 500, [0.0] + [5.0] * 499)
-    assert torch.equal(mixed[0], z.argmax(-1)) and len(mixed[:, 0, 0].unique()) == 6
+    idx, targets = data(B=2, T=6, prompt=1)
+    monkeypatch.setattr(model, "token_logp", lambda h, t: torch.zeros(2, 6))
+    tried = candidates(model, monkeypatch)
+    model.search(idx, targets, 20_000, tau)
+    codes, p = torch.stack(tried), (model.route(idx) / tau).softmax(-1)
+    for b, m in itertools.product(range(2), range(2)):
+        observed = torch.bincount(codes[:, b, m], minlength=6) / 20_000
+        assert (observed - p[b, m]).abs().max() < 0.015, (b, m)
+    for one, other in (((0, 0), (0, 1)), ((0, 0), (1, 0))):  # independent: joint = product
+        both = codes[:, one[0], one[1]] * 6 + codes[:, other[0], other[1]]
+        observed = (torch.bincount(both, minlength=36) / 20_000).view(6, 6)
+        assert (observed - torch.outer(p[one], p[other])).abs().max() < 0.015
 
 
-def test_seeded_rollouts_are_samples_of_the_router():
-    """Broken if draws from a row's own seed were shared by rollouts, or missed softmax(z) or a last, partial chunk."""
-    model = make()
-    idx, targets = data(B=2, T=6)
-    targets[0, 3], targets[1, 5] = 1, 2  # rows end after 4 and 6 tokens
-    h = model.lower(idx)
-    z = model.router_logits(h[:, ::4]) / 2
-    codes, _ = model.rollouts(h, z, targets, 5000, 1.0, seeds=[1, 2])
-    for b, m in ((0, 0), (1, 0), (1, 1)):
-        observed = torch.bincount(codes[:, b, m], minlength=6) / 5000
-        assert (observed - z[b, m].softmax(-1)).abs().max() < 0.03, f"row {b}, chunk {m}"
+# ---- the loss ------------------------------------------------------------------------------------
 
 
-# --- the loss ---------------------------------------------------------------------------------------------------------
+def numpy_bigram(p, real):
+    """Mean over neighbouring real chunks of p(a_m = i) p(a_m+1 = j), by loops in float64."""
+    p, C = p.detach().double().numpy(), p.size(-1)
+    pairs = [(b, m) for b in range(len(p)) for m in range(p.shape[1] - 1)
+             if m + 1 < len(real[b]) and real[b][m] and real[b][m + 1]]
+    B = np.zeros((C, C))
+    for (b, m), i, j in itertools.product(pairs, range(C), range(C)):
+        B[i, j] += p[b, m, i] * p[b, m + 1, j] / len(pairs)
+    return B
 
 
-def numpy_prior_kl(p, real, avg):
-    """The regularizer of method section 3 by plain loops, in float64."""
-    p, C = p.double().numpy(), p.size(-1)
-    B, n = np.zeros((C, C)), 0
-    for b, m in itertools.product(range(p.shape[0]), range(p.shape[1] - 1)):
-        if real[b][m] and real[b][m + 1]:
-            n += 1
-            for i, j in itertools.product(range(C), range(C)):
-                B[i, j] += p[b, m, i] * p[b, m + 1, j]
-    P = 0.8 * avg + 0.2 * B / n
-    zipf = np.array([1 / (k + 1) if k < max(1, math.floor(0.8 * C)) else 0.0 for k in range(C)])
+def numpy_kl(P):
+    """KL(P || the bi-Zipf target), method section 3, by loops in float64."""
+    C = len(P)
+    n_used = max(1, math.floor(0.8 * C))
+    zipf = np.array([1 / (k + 1) if k < n_used else 0.0 for k in range(C)])
     zipf /= zipf.sum()
     Q = P.copy()
     for i in range(C):
@@ -354,51 +379,83 @@ def numpy_prior_kl(p, real, avg):
             Q[i] *= zipf[i] / max(Q[i].sum(), 1e-300)
         for j in range(C):
             Q[:, j] *= zipf[j] / max(Q[:, j].sum(), 1e-300)
-    return sum(P[i, j] * math.log(max(P[i, j], 1e-10) / max(Q[i, j], 1e-10)) for i in range(C) for j in range(C)), P
+    return sum(p * math.log(max(p, 1e-10) / max(q, 1e-10)) for p, q in zip(P.flat, Q.flat))
 
 
-def test_each_term_by_hand():
-    """Broken if a term had another sign, mean, mask or weight than the four-term loss of the method."""
-    model = make()
-    idx, targets = data(B=2, T=11, prompt=4)
+@pytest.mark.parametrize("select", ["likelihood", "joint", "greedy"])
+def test_each_term_by_hand(select):
+    """Broken if a term had another sign, mean, mask or weight than the method's four-term loss."""
+    model, (idx, targets) = make(), data(B=2, T=11, prompt=4)
     targets[1, 8:] = -1  # row 1 ends after 8 tokens: its third chunk (tokens 8..10) is padding
-    z, codes = model.route(idx), model.search(idx, targets, 1, 0.0)
-    avg = model.bigram.double().numpy().copy()
-    loss, terms = model.dlr_loss(idx, targets, 1, 0.0, "likelihood", alpha_policy=0.3, alpha_reg=0.2)
+    z = model.route(idx)
+    torch.manual_seed(3)
+    codes = model.search(idx, targets, 3, select=select)
+    torch.manual_seed(3)
+    loss, terms = model.dlr_loss(idx, targets, 3, select=select, alpha_policy=0.3, alpha_reg=0.2)
 
     def mean_nll(codes):
-        p, total = model(idx, codes=codes)[0].softmax(-1).detach(), 0.0
+        p, total = by_hand(model, idx, codes)[0].softmax(-1).detach(), 0.0
         places = [(0, t) for t in range(4, 11)] + [(1, t) for t in range(4, 8)]
         for b, t in places:
             total -= math.log(p[b, t, targets[b, t]])
         return total / len(places)
 
-    plain, steered = mean_nll("off"), mean_nll(codes)
+    plain, steered = mean_nll(None), mean_nll(codes)
     p = z.softmax(-1).detach()
     chunks = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # those that steer a real token
     policy = -sum(math.log(p[b, m, codes[b, m]]) for b, m in chunks) / 5
-    kl, P = numpy_prior_kl(p, [[1, 1, 1], [1, 1, 0]], avg)
+    policy = 0.0 if select == "greedy" else policy
+    P = 0.8 / 36 + 0.2 * numpy_bigram(p, [[1, 1, 1], [1, 1, 0]])
     assert terms["generalist"].item() == pytest.approx(plain, abs=1e-5)
     assert terms["info_gain"].item() == pytest.approx(plain - steered, abs=1e-5)
     assert terms["policy"].item() == pytest.approx(policy, abs=1e-5)
-    assert terms["regularizer"].item() == pytest.approx(kl, abs=1e-4)
-    assert loss.item() == pytest.approx(plain + (steered - plain) + 0.3 * policy + 0.2 * kl, abs=1e-4)
+    assert terms["regularizer"].item() == pytest.approx(numpy_kl(P), abs=1e-4)
+    expected = plain + (steered - plain) + 0.3 * policy + 0.2 * numpy_kl(P)
+    assert loss.item() == pytest.approx(expected, abs=1e-4)
     np.testing.assert_allclose(model.bigram.numpy(), P, atol=1e-6)
-    assert terms["usage"].tolist() == [sum(z.argmax(-1)[c].item() == k for c in chunks) for k in range(6)]
+    argmax = [z[c].argmax().item() for c in chunks]
+    assert terms["usage"].tolist() == [argmax.count(k) for k in range(6)]
+    assert not any(value.requires_grad for value in terms.values()), "logs must not keep a graph"
+
+
+def test_one_candidate_trains_too():
+    """Broken if N = 1, where nothing is selected, gave no steered loss or no policy."""
+    model, (idx, targets) = make(), data()
+    torch.manual_seed(0)
+    codes = model.search(idx, targets, n_rollouts=1)
+    torch.manual_seed(0)
+    _, terms = model.dlr_loss(idx, targets, n_rollouts=1)
+    steered = model(idx, targets, codes=codes)[1]
+    got = (terms["generalist"] - terms["info_gain"]).item()
+    assert got == pytest.approx(steered.item(), rel=1e-5)
+    expected = -code_logp(model.route(idx), codes).mean()
+    assert terms["policy"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_real_chunks_and_code_probabilities_by_hand():
+    """Broken if a chunk of padding counted, token 0 were no label, or the wrong p were taken."""
+    labels = torch.tensor([[-1, 5, 0, -1, -1, -1], [-1, -1, -1, -1, 0, -1], [-1] * 6])
+    assert chunk_mask(labels, 1).tolist() == [[True] * 3 + [False] * 3, [True] * 5 + [False],
+                                              [False] * 6]
+    assert chunk_mask(labels, 2).tolist() == [[True, True, False], [True] * 3, [False] * 3]
+    assert chunk_mask(labels, 4).tolist() == [[True, False], [True, True], [False, False]]
+    z = torch.tensor([[[math.log(3.0), 0.0]]])  # probabilities 3/4 and 1/4
+    p = code_logp(z, torch.tensor([[[0]], [[1]]])).exp()
+    assert p.flatten().tolist() == pytest.approx([0.75, 0.25])
 
 
 def test_the_prior_moves_in_training_only():
-    """Broken if evaluating a loss changed the running average, and with it later training."""
+    """Broken if the average did not start uniform, or evaluating a loss changed it."""
     model, (idx, targets) = make().eval(), data()
-    before = model.bigram.clone()
     model.dlr_loss(idx, targets, 2)
-    assert torch.equal(model.bigram, before)
+    assert torch.equal(model.bigram, torch.full((6, 6), 1 / 36))
     model.train().dlr_loss(idx, targets, 2)
-    assert not torch.equal(model.bigram, before)
+    assert not torch.equal(model.bigram, torch.full((6, 6), 1 / 36))
+    assert model.bigram.sum().item() == pytest.approx(1)
 
 
-def test_prior_with_two_codes_by_hand():
-    """Broken if floor(0.8 C), the damped diagonal or the 1e-10 floors were read otherwise: C=2 leaves one Zipf code."""
+def test_the_prior_with_two_codes_by_hand():
+    """Broken if floor(0.8 C), the damped diagonal, the mix 0.8 : 0.2 or the floors were others."""
     P = torch.tensor([[0.4, 0.3], [0.2, 0.1]])
     torch.testing.assert_close(bizipf_target(P), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     model = make(n_codes=2)
@@ -408,20 +465,22 @@ def test_prior_with_two_codes_by_hand():
     mixed = [0.32, 0.44, 0.16, 0.08]
     expected = 0.32 * math.log(0.32) + sum(q * math.log(q / 1e-10) for q in mixed[1:])
     assert got.item() == pytest.approx(expected, abs=1e-4)
-    torch.testing.assert_close(model.bigram, torch.tensor([[0.32, 0.44], [0.16, 0.08]]))
+    torch.testing.assert_close(model.bigram, torch.tensor(mixed).view(2, 2))
 
 
 def test_rare_pairs_count_as_rare_in_the_prior():
-    """Broken if the floor under P, 1e-10, were so high that it changed the pairs that hardly occur."""
+    """Broken if the floor under P, 1e-10, were so high that it changed pairs that hardly occur."""
     model = make(n_codes=2)
     model.bigram.copy_(torch.tensor([[0.9998, 1e-4], [1e-4, 0.0]]))
-    got = model.prior_kl(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[True, True]]))
-    expected = 0.99984 * math.log(0.99984) + 2 * 8e-5 * math.log(8e-5 / 1e-10)  # the target is code 0 alone
+    probs = torch.tensor([[[1.0, 0.0], [1.0, 0.0]]])
+    got = model.prior_kl(probs, torch.tensor([[True, True]]))
+    # the target is code 0 alone
+    expected = 0.99984 * math.log(0.99984) + 2 * 8e-5 * math.log(8e-5 / 1e-10)
     assert got.item() == pytest.approx(expected, abs=2e-5)
 
 
-def test_prior_target_has_zipf_marginals_and_no_repetition():
-    """Broken if the target did not discourage repeated codes or did not approach the Zipf marginals."""
+def test_the_priors_target_has_zipf_marginals_and_no_repetition():
+    """Broken if the target did not discourage repeated codes or approach the Zipf marginals."""
     torch.manual_seed(0)
     P = torch.rand(10, 10)
     Q = bizipf_target(P / P.sum())
@@ -431,340 +490,216 @@ def test_prior_target_has_zipf_marginals_and_no_repetition():
     assert Q.diagonal().sum() < 1e-3
 
 
-def test_routing_terms_train_the_router_alone():
-    """Broken if the policy or the regularizer sent a gradient into the LM or the codebook."""
-    for select in ("likelihood", "joint", "advantage"):
-        model, (idx, targets) = make(), data()
-        loss = model.dlr_loss(idx, targets, 4, select=select, alpha_policy=1.0, alpha_reg=1.0)[0]
-        base = model.dlr_loss(idx, targets, 4, select=select, alpha_policy=0.0, alpha_reg=0.0)[0]
-        assert model.router.weight.grad is None
-        torch.manual_seed(5)
-        loss, _ = model.dlr_loss(idx, targets, 4, select=select, alpha_policy=1.0, alpha_reg=1.0)
-        full = torch.autograd.grad(loss, list(model.parameters()))
-        torch.manual_seed(5)
-        base, _ = model.dlr_loss(idx, targets, 4, select=select, alpha_policy=0.0, alpha_reg=0.0)
-        bare = torch.autograd.grad(base, list(model.parameters()))
-        for (name, _), a, b in zip(model.named_parameters(), full, bare):
-            same = torch.allclose(a, b, atol=1e-7)
-            assert same == (name != "router.weight"), name
-        assert dict(zip(dict(model.named_parameters()), bare))["router.weight"].abs().sum() == 0
-
-
-def test_unused_codes_get_no_gradient():
-    """Broken if codes that steered nothing moved."""
-    model = make()
-    idx, targets = data(B=1, T=8, prompt=2)
-    loss = model(idx, targets, codes=torch.tensor([[1, 4]]))[1]
-    loss.backward()
-    moved = model.codebook.weight.grad.abs().sum(1) > 0
-    assert moved.tolist() == [False, True, False, False, True, False]
-
-
-def test_the_steered_loss_trains_the_layers_below_the_codes():
-    """Broken if steering cut the gradient on its way down: a pass by hand has the same gradient in every weight."""
-    model, (idx, targets) = make(steer_layer=2, chunk=4), data(B=2, T=10)
-    codes = torch.tensor([[0, 3, 5], [2, 2, 1]])
-    model(idx, targets, codes=codes)[1].backward()
-    got = {name: p.grad for name, p in model.named_parameters()}
-    x = model.embed_tokens.weight[idx]
-    for i, layer in enumerate(model.layers):
-        if i == 2:
-            x = x + 0.5 * torch.stack([model.codebook.weight[codes[:, t // 4]] for t in range(10)], 1)
-        x = layer(x, model.cos[:10][None, None], model.sin[:10][None, None])
-    logp = (model.norm(x) @ model.lm_head.weight.T).log_softmax(-1)
-    loss = -sum(logp[b, t, targets[b, t]] for b in range(2) for t in range(7, 10)) / 6
-    expected = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    for (name, _), grad in zip(model.named_parameters(), expected):
-        torch.testing.assert_close(got[name], grad, atol=1e-6, rtol=1e-4, msg=name)
-    assert all(p.grad.abs().sum() > 0 for p in model.layers[0].parameters())
-
-
-def test_terms_are_plain_numbers_and_usage_counts_the_routers_own_codes():
-    """Broken if logging a term kept the step's graph alive, or if usage counted the rollouts that were selected."""
+def test_nothing_labelled_is_a_zero_loss_not_nan():
+    """Broken if a fully masked batch poisoned the weights with NaN, or no targets gave a loss."""
     model, (idx, targets) = make(), data()
-    _, terms = model.dlr_loss(idx, targets, 4, temperature=5.0)
-    assert not any(value.requires_grad for value in terms.values())
-    greedy = model.route(idx).argmax(-1).flatten().tolist()
-    assert terms["usage"].tolist() == [greedy.count(k) for k in range(6)]
+    nothing = torch.full_like(targets, -1)
+    loss, _ = model.dlr_loss(idx, nothing)
+    loss.backward()
+    assert loss.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    assert model(idx, nothing)[1] == 0 and model(idx)[1] is None
 
 
-def test_the_priors_target_is_a_constant():
-    """Broken if a gradient flowed through the target: for P ln(P / Q) with Q held, it is 0.2 (ln(P / Q) + 1) in B."""
+def test_padding_on_the_right_changes_no_term():
+    """Broken if any term moved with the padding behind the rows (T not a multiple of K)."""
+    model, (idx, targets) = make().eval(), data(T=21)
+    loss, terms = model.dlr_loss(idx, targets, 1, select="joint")
+    for extra in (1, 3, 5):
+        padded = torch.nn.functional.pad(idx, (0, extra))
+        unlabelled = torch.nn.functional.pad(targets, (0, extra), value=-1)
+        same, others = model.dlr_loss(padded, unlabelled, 1, select="joint")
+        torch.testing.assert_close(same, loss)
+        torch.testing.assert_close(others, terms)
+
+
+# ---- gradients -----------------------------------------------------------------------------------
+
+
+def gradients(loss, model):
+    """{name: gradient}, zeros where a parameter has no part in the loss."""
+    names, params = zip(*model.named_parameters())
+    found = torch.autograd.grad(loss, params, allow_unused=True)
+    return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, params, found)}
+
+
+@pytest.mark.parametrize("select", ["likelihood", "joint"])
+def test_routing_terms_train_the_router_alone(select):
+    """Broken if the policy or the regularizer sent a gradient into the LM or the codebook."""
+    model, (idx, targets) = make().eval(), data()
+    grads = {}
+    for weights in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)):
+        torch.manual_seed(5)
+        grads[weights] = gradients(model.dlr_loss(idx, targets, 4, 1.0, select, *weights)[0], model)
+    assert not grads[0.0, 0.0]["router.weight"].any(), "likelihoods must not train the router"
+    for weights in ((1.0, 0.0), (0.0, 1.0)):
+        for name, grad in grads[weights].items():
+            same = torch.allclose(grad, grads[0.0, 0.0][name], atol=1e-7)
+            assert same == (name != "router.weight"), name
+
+
+def test_the_policy_moves_the_router_towards_the_winner():
+    """Broken if its gradient were not (p - onehot(a*)) outer the state, mean over real chunks."""
+    model, (idx, targets) = make(route_norm=False).eval(), data(B=2, T=10, prompt=3)
+    targets[1, 4:] = -1  # row 1 has one real chunk
+    torch.manual_seed(2)
+    a = model.search(idx, targets, 3)
+    torch.manual_seed(2)
+    loss = model.dlr_loss(idx, targets, 3, alpha_policy=0.5, alpha_reg=0.0)[0]
+    h, p = by_hand(model, idx)[1], model.route(idx).softmax(-1)
+    expected = torch.zeros(6, 32)
+    for b, m in ((0, 0), (0, 1), (0, 2), (1, 0)):
+        error = p[b, m] - torch.eye(6)[a[b, m]]
+        expected += 0.5 * torch.outer(error, h[b, 4 * m]) / 4
+    got = gradients(loss, model)["router.weight"]
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+
+
+def test_the_regularizer_takes_its_target_as_a_constant():
+    """Broken if a gradient flowed through the target: held, it is 0.2 (ln(P / Q) + 1) in B."""
     model = make(n_codes=5)
     model.bigram.copy_(torch.rand(5, 5)).div_(model.bigram.sum())
     p = torch.rand(1, 2, 5).softmax(-1).requires_grad_()
     P = 0.8 * model.bigram + 0.2 * torch.outer(p[0, 0], p[0, 1]).detach()
     G = 0.2 * (P.log() - bizipf_target(P).clamp(min=1e-10).log() + 1)
     model.prior_kl(p, torch.tensor([[True, True]])).backward()
-    torch.testing.assert_close(p.grad[0], torch.stack([G @ p[0, 1].detach(), p[0, 0].detach() @ G]))
+    expected = torch.stack([G @ p[0, 1].detach(), p[0, 0].detach() @ G])
+    torch.testing.assert_close(p.grad[0], expected)
 
 
-def test_lm_gradient_is_that_of_both_likelihoods():
-    """Broken if the sg() in the information gain cancelled the generalist's gradient instead of only its value."""
-    model, (idx, targets) = make(), data()
-    loss = model.dlr_loss(idx, targets, 1, 0.0, alpha_policy=0, alpha_reg=0)[0]
-    lm = [p for n, p in model.named_parameters() if not n.startswith("router")]
-    got = torch.autograd.grad(loss, lm)
-    two = model(idx, targets, codes="off")[1] + model(idx, targets)[1]
-    zero = [torch.zeros_like(p) for p in lm]
-    expected = torch.autograd.grad(two, lm, allow_unused=True)
-    for a, b, z in zip(got, expected, zero):
-        torch.testing.assert_close(a, z if b is None else b, atol=1e-6, rtol=1e-4)
+@pytest.mark.parametrize("alpha_reg", [0.0, 1.0])
+def test_the_regularizer_trains_the_router(alpha_reg):
+    """Broken if the regularizer were only reported, or weighted otherwise."""
+    model, (idx, targets) = make().eval(), data()
+    loss = model.dlr_loss(idx, targets, select="greedy", alpha_reg=alpha_reg)[0]
+    kl = model.prior_kl(model.route(idx).softmax(-1), chunk_mask(targets, 4))
+    expected = alpha_reg * gradients(kl, model)["router.weight"]
+    torch.testing.assert_close(gradients(loss, model)["router.weight"], expected)
+    assert alpha_reg == 0 or expected.abs().max() > 1e-5
 
 
-def test_advantage_is_the_gradient_of_the_expected_local_gain():
-    """Broken if REINFORCE had the wrong sign, baseline or chunks: compared with the exact gradient by enumeration."""
-    model = make(n_codes=2, chunk=4, steer_scale=1.0)
-    idx, targets = data(B=1, T=8, prompt=2)
-    targets[0, 6:] = -1
-    h = model.lower(idx)
-    W = model.router.weight
-    exact = torch.zeros_like(W)
-    p = model.router_logits(h[:, ::4])[0].softmax(-1)  # (2, C)
-    for a in itertools.product(range(2), repeat=2):
-        logp = model.token_logp(model.steer(h, torch.tensor([a])), targets)[0].detach()
-        own = [logp[:4].sum(), logp[4:].sum()]
-        gains = [own[0] + own[1], own[1]]  # chunk m and the next
-        prob = (p[0, a[0]] * p[1, a[1]]).detach()
-        score = sum(g * p[m, a[m]].log() for m, g in enumerate(gains))
-        exact += torch.autograd.grad(-prob * score / 2, W, retain_graph=True)[0]
-    torch.manual_seed(0)
-    loss = model.dlr_loss(idx, targets, 50_000, 1.0, "advantage", alpha_policy=1.0, alpha_reg=0.0)[0]
-    got = torch.autograd.grad(loss, W)[0]
-    assert (got - exact).norm() < 0.1 * exact.norm()
-
-
-def test_nothing_labelled_is_a_zero_loss_not_nan():
-    """Broken if a fully masked batch poisoned the weights with NaN."""
-    model, (idx, targets) = make(), data()
-    loss, _ = model.dlr_loss(idx, torch.full_like(targets, -1))
-    loss.backward()
-    assert loss.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
-    assert model(idx, torch.full_like(targets, -1))[1] == 0
-    assert model(idx)[1] is None, "without targets there is no loss"
-
-
-@pytest.mark.parametrize("kw", [{"n_codes": 1}, {"chunk": 1}, {"n_codes": 1, "chunk": 1}, {"chunk": 64}])
-@pytest.mark.parametrize("select", ["likelihood", "joint", "advantage"])
-def test_static_vector_and_single_token_chunks_train(kw, select):
-    """Broken if the C=1 control, K=1 or one chunk for the whole row failed to train."""
-    model, (idx, targets) = make(codes=0.0, **kw), data()
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(12):
-        loss, terms = model(idx, targets, codes="search", n_rollouts=2, select=select)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append((terms["generalist"] - terms["info_gain"]).item())
-    assert losses[-1] < losses[0] - 0.3 and model.codebook.weight.abs().sum() > 0
-    if kw.get("n_codes") == 1:
-        assert terms["regularizer"] == 0 and terms["policy"] == pytest.approx(0, abs=1e-7)
-
-
-def test_padding_takes_no_part():
-    """Broken if chunks of padding counted in the policy or the prior."""
-    _, targets = data(B=1, T=8, prompt=2)
-    targets = torch.cat([targets, torch.full((1, 6), -1)], 1)
-    assert real_chunks(targets, 4).tolist() == [[True, True, False, False]]
-    assert real_chunks(torch.full((1, 5), -1), 4).tolist() == [[False, False]]
-    z = torch.tensor([[[math.log(3.0), 0.0]]])  # probabilities 3/4 and 1/4
-    assert code_logp(z, torch.tensor([[[0]], [[1]]])).exp().flatten().tolist() == pytest.approx([0.75, 0.25])
+def test_the_lms_gradient_is_that_of_both_likelihoods():
+    """Broken if the sg() cut more than a value, or steering cut the gradient on its way down."""
+    model, (idx, targets) = make(steer_layer=2), data(B=2, T=10)
+    codes = model.route(idx).argmax(-1)
+    loss = model.dlr_loss(idx, targets, select="greedy", alpha_reg=0.0)[0]
+    both = 0.0
+    for a in (None, codes):
+        logp = by_hand(model, idx, a)[0].log_softmax(-1)
+        both = both - sum(logp[b, t, targets[b, t]] for b in range(2) for t in range(7, 10)) / 6
+    got, expected = gradients(loss, model), gradients(both, model)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-4)
+    unused = sorted(set(range(6)) - set(codes.flatten().tolist()))
+    assert unused and not got["codebook.weight"][unused].any(), "codes that steer nothing stay"
 
 
 def test_bfloat16_autocast_trains_every_weight_and_generates():
-    """Broken if weights cast for the gradient-free rollouts were reused in the graded pass (their gradients vanish)."""
+    """Broken if weights cast for the gradient-free search were reused in the graded pass."""
     model, (idx, targets) = make(), data()
     grads = []
     for enabled in (False, True):
-        model.zero_grad()
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            model(idx, targets, codes="search", n_rollouts=1, temperature=0.0, alpha_policy=0.0)[0].backward()
+            loss, _ = model.dlr_loss(idx, targets, n_rollouts=1, temperature=0.0, alpha_reg=0.0)
             out = model.generate([[1, 2, 3], [4]], 5)
         assert [len(row) for row in out] == [5, 5]
-        grads.append({name: p.grad.clone() for name, p in model.named_parameters() if not name.startswith("router")})
+        grads.append(gradients(loss, model))
     for name in grads[0]:
         assert (grads[0][name] - grads[1][name]).norm() < 0.2 * grads[0][name].norm(), name
 
 
-def test_the_loss_survives_compile_wrapping():
-    """Broken if the training loss could not be reached through forward of a wrapped model."""
-    model, (idx, targets) = make(), data()
-    with pytest.raises(TypeError, match="n_rolouts"):
-        model(idx, targets, n_rolouts=2)
-    compiled = torch.compile(model, backend="eager")
-    torch.manual_seed(0)
-    a = compiled(idx, targets, codes="search", n_rollouts=2)[0]
-    torch.manual_seed(0)
-    model.bigram.fill_(1 / 36)
-    b = model(idx, targets, codes="search", n_rollouts=2)[0]
-    torch.testing.assert_close(a, b)
-
-
-@pytest.mark.parametrize("select", ["likelihood", "joint", "advantage"])
-def test_parts_add_up_to_the_whole_batch(select):
-    """Broken if accumulated parts of a batch differed from it: rollouts, prior, normalisers or gradients."""
-    idx, targets = data()
-    targets[1, 9:] = -1  # parts of different sizes
-    flags = dict(codes="search", n_rollouts=3, select=select, alpha_policy=0.7, alpha_reg=0.3)
-    seeds, K = [5, 6, 7], 4
-    model = make(chunk=K).double()
-    model.bigram.copy_(torch.rand(6, 6)).div_(model.bigram.sum())
-    before = model.bigram.clone()
-    loss, terms = model(idx, targets, seeds=seeds, **flags)
-    loss.backward()
-    gradients, after = {n: p.grad for n, p in model.named_parameters()}, model.bigram.clone()
-    model.zero_grad()
-    model.bigram.copy_(before)
-    real = real_chunks(targets, K)
-    total, pairs = pair_sum(model.route(idx).softmax(-1).detach(), real)
-    whole = {"parts": 2, "labels": (targets >= 0).sum(), "chunks": real.sum(), "pairs": pairs, "bigram": total / pairs}
-    added = {"loss": 0.0}
-    for part in (slice(0, 1), slice(1, 3)):
-        share, part_terms = model(idx[part], targets[part], seeds=seeds[part], whole=whole, **flags)
-        share.backward()
-        for name, value in {"loss": share.detach(), **part_terms}.items():
-            added[name] = added.get(name, 0.0) + value
-    for name, value in {"loss": loss.detach(), **terms}.items():
-        torch.testing.assert_close(added[name], value, rtol=1e-5, atol=1e-6, check_dtype=False, msg=name)
-    for name, p in model.named_parameters():
-        torch.testing.assert_close(p.grad, gradients[name], rtol=1e-4, atol=1e-6, msg=name)
-    assert torch.equal(model.bigram, before)
-    torch.testing.assert_close(before.lerp(whole["bigram"], 0.2), after)
-
-
 def test_the_bigram_is_float32_under_autocast():
-    """Broken if mixed precision rounded the prior's shares."""
-    probs, real = torch.randn(3, 9, 6).softmax(-1), torch.ones(3, 9, dtype=torch.bool)
+    """Broken if mixed precision rounded the prior's shares of about 1 / C^2."""
+    model, probs = make().eval(), torch.randn(3, 9, 6).softmax(-1)
+    mask = torch.ones(3, 9, dtype=torch.bool)
     with torch.autocast("cpu", torch.bfloat16):
-        total, _ = pair_sum(probs, real)
-    assert torch.equal(total, pair_sum(probs, real)[0]) and total.dtype == torch.float32
+        mixed = model.prior_kl(probs, mask)
+    assert torch.equal(mixed, model.prior_kl(probs, mask))
 
 
-def test_a_rows_rollouts_depend_on_its_seed_alone():
-    """Broken if a row drew other codes in another batch, at another place in it, or beside longer rows."""
-    model, (idx, targets) = make(), data()
-    targets[0, 10:], targets[2, 5:] = -1, -1
-    h = model.lower(idx)
-    z = model.router_logits(h[:, :: model.config.chunk])
-    codes, logp = model.rollouts(h, z, targets, 4, 1.0, seeds=[1, 2, 3])
-    swapped, _ = model.rollouts(h.flip(0), z.flip(0), targets.flip(0), 4, 1.0, seeds=[3, 2, 1])
-    real = real_chunks(targets, model.config.chunk)
-    assert torch.equal(torch.where(real, codes, -1), torch.where(real, swapped.flip(1), -1))
-    alone, _ = model.rollouts(h[:1, :12], z[:1, : real[0].sum()], targets[:1, :12], 4, 1.0, seeds=[1])
-    assert torch.equal(alone[:, 0], codes[:, 0, : real[0].sum()])
-    other, _ = model.rollouts(h, z, targets, 4, 1.0, seeds=[1, 9, 3])
-    assert torch.equal(other[:, 0], codes[:, 0]) and not torch.equal(other[:, 1], codes[:, 1])
+@pytest.mark.parametrize("settings", [{"n_codes": 1}, {"chunk": 1}, {"n_codes": 1, "chunk": 1},
+                                      {"chunk": 64}, {"steer_layer": 0}])
+@pytest.mark.parametrize("select", ["likelihood", "joint", "greedy"])
+def test_the_corners_train(settings, select):
+    """Broken if C = 1, K = 1, one code for the whole row or l* = 0 failed to train."""
+    model, (idx, targets) = make(codes=0.0, **settings), data()
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    steered = []
+    for _ in range(12):
+        loss, terms = model.dlr_loss(idx, targets, n_rollouts=2, select=select)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        steered.append((terms["generalist"] - terms["info_gain"]).item())
+    assert steered[-1] < steered[0] - 0.3 and model.codebook.weight.any()
+    if settings.get("n_codes") == 1:
+        assert terms["regularizer"] == 0 and terms["policy"] == pytest.approx(0, abs=1e-7)
 
 
-# --- loading and bad input --------------------------------------------------------------------------------------------
+def test_search_turns_codes_into_handles():
+    """Broken if DLR did not learn: two answers that no prompt tells apart must get their codes."""
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**TINY, "n_layer": 2, "n_codes": 4, "chunk": 64}))
+    code_params = [model.codebook.weight, model.router.weight]
+    lm = [p for p in model.parameters() if all(p is not q for q in code_params)]
+    optimizer = torch.optim.Adam([{"params": lm}, {"params": code_params, "lr": 5e-2}], lr=3e-3)
+    answer = (1 + torch.arange(32) % 2)[:, None].expand(32, 4)  # four times token 1, or token 2
+    for step in range(80):
+        prompt = torch.randint(10, 40, (32, 4))
+        idx = torch.cat([prompt, answer[:, 1:]], dim=1)
+        targets = torch.cat([torch.full((32, 3), -1), answer], dim=1)
+        loss, terms = model.dlr_loss(idx, targets, n_rollouts=8, alpha_policy=0.0, alpha_reg=0.0)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if step == 0:
+            first = loss.item()
+            assert terms["info_gain"] == 0, "all codes are zero at the start"
+    assert loss < 0.1 * first
+    assert terms["info_gain"] > 0.1  # of ln 2 / 4 = 0.173: which of the two, in nats per token
+    forced = [model.generate(prompt.tolist(), 4, codes=torch.full((32, 1), c)) for c in range(4)]
+    said = [{tuple(row) for row in rows} for rows in forced]
+    assert {(1, 1, 1, 1)} in said and {(2, 2, 2, 2)} in said, "a code says which answer it is"
 
 
-@pytest.mark.parametrize("kw, word", [
-    ({"n_codes": 0}, "n_codes"), ({"chunk": 0}, "chunk"), ({"chunk": 2.5}, "chunk"), ({"n_kv_head": 3}, "n_kv_head"),
-    ({"steer_layer": 4}, "steer_layer"), ({"steer_layer": -1}, "steer_layer"), ({"n_embd": 30}, "n_embd"),
-    ({"steer_scale": float("nan")}, "steer_scale"), ({"steer_layer": 1.5}, "steer_layer"),
-    ({"router_std": -1}, "router_std"), ({"vocab_size": 0}, "vocab_size")])
-def test_bad_configs(kw, word):
+# ---- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings, words", [
+    ({"n_codes": 0}, "n_codes"), ({"chunk": 0}, "chunk"), ({"chunk": 2.5}, "chunk"),
+    ({"n_kv_head": 3}, "n_kv_head"), ({"n_head": 0}, "n_head"), ({"vocab_size": 0}, "vocab_size"),
+    ({"n_embd": 30}, "n_embd"), ({"head_dim": 7}, "head_dim"), ({"steer_layer": 4}, "steer_layer"),
+    ({"steer_layer": -1}, "steer_layer"), ({"steer_layer": 1.5}, "steer_layer"),
+    ({"steer_scale": float("nan")}, "steer_scale"), ({"router_std": -1}, "router_std")])
+def test_bad_configs(settings, words):
     """Broken if a config that cannot work were accepted, or the error did not name the field."""
-    with pytest.raises(ValueError, match=word):
-        GPT(GPTConfig(**{**TINY, **kw}))
+    with pytest.raises(ValueError, match=words):
+        GPTConfig(**{**TINY, **settings})
 
 
 def test_bad_calls():
     """Broken if a wrong shape, code, length or name slipped through or failed obscurely."""
     model, (idx, targets) = make(), data()
+    codes = torch.zeros(3, 6, dtype=torch.long)
     bad = [
         (lambda: model(idx, codes="on"), "codes"),
-        (lambda: model(idx, codes=torch.zeros(3, 5, dtype=torch.long)), r"\(3, 6\).*\(3, 5\)"),
-        (lambda: model(idx, codes=torch.full((3, 6), 6)), "0..5"),
-        (lambda: model(idx, targets[:, :5]), "targets"),
+        (lambda: model(idx, codes=codes[:, :5]), r"\(3, 6\).*\(3, 5\)"),
+        (lambda: model(idx, codes=codes[:1]), r"\(3, 6\).*\(1, 6\)"),
+        (lambda: model(idx, codes=codes + 6), r"0\.\.5.*6\.\.6"),
+        (lambda: model(idx, codes=codes - 1), r"0\.\.5.*-1"),
+        (lambda: model(idx, codes=codes.int()), "int32"),
+        (lambda: model(idx, targets[:, :5]), r"targets.*\(3, 22\).*\(3, 5\)"),
         (lambda: model(torch.zeros(1, 65, dtype=torch.long)), "block_size"),
-        (lambda: model(idx.float()), "LongTensor"),
-        (lambda: model.generate([[1] * 65], 4), "prompt 0 has 65 tokens"),
-        (lambda: model.generate([[1], []], 4), "prompt 1 has 0 tokens"),
-        (lambda: model.generate([[1]], 4, codes="no"), "codes"),
-        (lambda: model.generate([[1]], 8, codes=torch.zeros(1, 2, dtype=torch.long)), r"\(1, 3 or more\)"),
         (lambda: model.route(idx.float()), "LongTensor"),
-        (lambda: model(idx, codes=torch.zeros(1, 6, dtype=torch.long)), r"\(3, 6\).*\(1, 6\)"),
-        (lambda: model(idx, codes=torch.zeros(3, 7, dtype=torch.long)), r"\(3, 6\).*\(3, 7\)"),
-        (lambda: model(idx, codes=torch.full((3, 6), -1)), "0..5"),
-        (lambda: model(idx, codes=torch.zeros(3, 6, dtype=torch.int32)), "int32"),
+        (lambda: model.generate([[1], [1] * 65], 4), r"prompt 1 .*1\.\.64 .*65"),
+        (lambda: model.generate([[1], []], 4), "prompt 1 .* 0"),
+        (lambda: model.generate([[1]], 4, codes="no"), "codes"),
+        (lambda: model.generate([[1]], 8, codes=codes[:1, :2]), r"\(1, 3\).*\(1, 2\)"),
         (lambda: model.generate([[1]], 4, temperature=-1.0), "temperature"),
         (lambda: model.generate([[1]], -1), "max_new_tokens"),
-        (lambda: model.search(idx, targets, select="best"), "select"), (lambda: model.search(idx, None), "targets"),
-        (lambda: model(idx, codes="search"), "targets"),
-        (lambda: model.search(idx, targets, n_rollouts=0), "n_rollouts"),
-        (lambda: model.search(idx, targets, 3, [1.0, 2.0]), "temperature"),
-        (lambda: model.search(idx, targets, 2, [1.0, -1.0]), "temperature"),
-        (lambda: model.search(idx, targets, 2, [[1.0, 1.0]]), "temperature"),
-        (lambda: model.dlr_loss(idx, targets, select="best"), "select"),
+        (lambda: model.search(idx, targets, select="best"), "select"),
+        (lambda: model.dlr_loss(idx, targets, n_rollouts=0), "n_rollouts"),
+        (lambda: model.dlr_loss(idx, targets, temperature=-1.0), "temperature"),
     ]
     for call, words in bad:
         with pytest.raises(ValueError, match=words):
             call()
-
-
-def test_bad_checkpoints(tmp_path):
-    """Broken if a truncated, foreign or misfitting checkpoint loaded, or failed without naming the file."""
-    model, good = make(), tmp_path / "good.pt"
-    torch.save({"config": vars(model.config), "model": model.state_dict()}, good)
-    again = GPT.from_checkpoint(good)
-    idx, _ = data()
-    assert torch.equal(again(idx)[0], model(idx)[0])
-    (tmp_path / "cut.pt").write_bytes(good.read_bytes()[:5000])
-    torch.save([1], tmp_path / "list.pt")
-    for name in ("cut.pt", "list.pt"):
-        with pytest.raises(ValueError, match=name):
-            load_checkpoint(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        load_checkpoint(tmp_path / "none.pt")
-    with pytest.raises(ValueError, match=r"trained codes with {'n_codes': 6}"):
-        GPT.from_checkpoint(good, n_codes=8)
-    with pytest.raises(ValueError, match=r"embed_tokens.weight: expected \(51, 32\), got \(50, 32\)"):
-        GPT.from_checkpoint(good, vocab_size=51)
-    torch.nn.init.zeros_(model.codebook.weight)
-    torch.save({"config": vars(model.config), "model": model.state_dict()}, tmp_path / "plain.pt")
-    assert GPT.from_checkpoint(tmp_path / "plain.pt", n_codes=8, chunk=1).codebook.weight.shape == (8, 32)
-    torch.save({"config": {"n_head": 2, "dropout": 0.1}, "model": {}}, tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match=r"foreign\.pt"):
-        GPT.from_checkpoint(tmp_path / "foreign.pt")
-    with pytest.raises(ValueError, match="surplus"):
-        GPT.from_checkpoint(good, n_layer=3)
-
-
-@pytest.mark.parametrize("select", ["likelihood", "joint", "advantage"])
-def test_padding_changes_no_term(select):
-    """Broken if a chunk's gain, or any term, moved with the padding behind the rows (T not a multiple of K)."""
-    model, (idx, targets) = make(chunk=4), data(T=21)
-    flags = dict(codes="search", n_rollouts=3, select=select, seeds=[1, 2, 3])
-    model.eval()
-    loss, terms = model(idx, targets, **flags)
-    for extra in (1, 3, 5):
-        padded, other = model(torch.nn.functional.pad(idx, (0, extra)),
-                              torch.nn.functional.pad(targets, (0, extra), value=-1), **flags)
-        torch.testing.assert_close(padded, loss, rtol=1e-4, atol=1e-5)
-        for name in ("generalist", "info_gain", "policy", "regularizer"):
-            torch.testing.assert_close(other[name], terms[name], rtol=1e-4, atol=1e-5, msg=name)
-
-
-def test_token_zero_is_a_label_and_the_prior_starts_uniform():
-    """Broken if a row whose last label is token 0 ended before it, or the prior's average did not start as a bigram."""
-    targets = torch.tensor([[-1, 5, 0, -1], [-1, -1, -1, 0]])
-    assert real_chunks(targets, 1).tolist() == [[True, True, True, False], [True] * 4]
-    assert torch.equal(GPT(GPTConfig(**TINY)).bigram, torch.full((6, 6), 1 / 36))
-
-
-def test_the_prior_trains_the_router():
-    """Broken if the regularizer were only reported: its gradient is what pulls the codes' use towards the prior."""
-    model, (idx, targets) = make(), data()
-    model.eval()  # the running average stays
-    gradients = []
-    for alpha_reg in (0.0, 1.0):
-        model.zero_grad()
-        model(idx, targets, codes="search", n_rollouts=2, seeds=[1, 2, 3], alpha_reg=alpha_reg)[0].backward()
-        gradients.append(model.router.weight.grad.clone())
-    model.zero_grad()
-    model.prior_kl(model.route(idx).softmax(-1), real_chunks(targets, model.config.chunk)).backward()
-    assert model.router.weight.grad.abs().max() > 1e-5
-    torch.testing.assert_close(gradients[1] - gradients[0], model.router.weight.grad, rtol=1e-3, atol=1e-6)
