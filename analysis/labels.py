@@ -1,27 +1,27 @@
 """
-What every supervised token belongs to: its class, the operation, operand and step at hand, the problem, the sub-task.
+What every answer token belongs to: its class, and the operation, operand, step or sub-task at hand.
 
-Word problems and arithmetic bring these labels along (`spans`, `labels` and `offsets` of their rows, known by
-construction). GSM8K does not: there the class is read off the characters, and the operation off the calculator
-annotation <<48/2=24>> of the line.
+The class is read off the characters. The others are known by construction: word problems and
+arithmetic bring them along (`spans`; `labels` and `offsets`), other data has none.
 
-A token takes the label under its first character that is no space, or under its first if all are: " ####" is "####",
-".\\n####" is the punctuation that ends the line. Labels are looked up in the text that the tokens spell, byte by byte,
-not in row["answer"]: they differ where a tokenizer composes accents (Qwen3) or drops bytes (SmolLM2). A token that
-starts inside a character takes that character's label; so every part of a split character has the same.
+A token takes the label under its first character that is no space, or under its first if all are:
+" ####" is "####", ".\\n####" is the punctuation that ends the line. Labels are looked up in the text
+that the tokens spell, byte by byte, not in row["answer"]: the two differ where a tokenizer composes
+accents (Qwen3) or drops bytes (SmolLM2). All parts of a split character have that character's label.
 """
 
 import re
 import unicodedata
 
-KINDS = ("class", "operation", "operand", "step", "problem", "subtask")
-# The minus of 10-3, the slash of 1/2 and the x of "5 x 3", but not those of "two-thirds", "km/h" and "box 3".
+# The minus of 10-3, the slash of 1/2, the x of "5 x 3"; not those of two-thirds, km/h and "box 3".
 OPERATOR = re.compile(r"[+*×÷−]|(?<=[ \d)%/])[-/x](?=[ $(]{0,3}\.?\d)")
-OPERATIONS = {"+": "add", "-": "sub", "−": "sub", "*": "mul", "x": "mul", "×": "mul", "/": "div", "÷": "div"}
 
 
 def classes(text):
-    """The class of every character: digit, operator, word, mark (<< >> =), #### or punctuation (spaces, too)."""
+    """
+    The class of every character: digit, operator, word, mark (<< >> =), #### or punctuation, which
+    includes spaces.
+    """
     known = {"N": "digit", "L": "word", "M": "word"}  # first letters of Unicode's categories
     found = [known.get(unicodedata.category(c)[0], "punctuation") for c in text]
     for name, pattern in (("####", "####"), ("mark", "<<|>>|="), ("operator", OPERATOR)):
@@ -30,63 +30,46 @@ def classes(text):
     return found
 
 
-def operations(text):
-    """The operation of every character, that of its line's annotations: add, sub, mul, div, mixed or None."""
-    found = []
-    for line in re.findall(r"[^\n]*\n|[^\n]+", text):
-        signs = {OPERATIONS[s] for left in re.findall(r"<<([^<>]*)=[^<>=]*>>", line) for s in OPERATOR.findall(left)}
-        found += [None if not signs else signs.pop() if len(signs) == 1 else "mixed"] * len(line)
-    return found
-
-
 def token_labels(row, ids, n_prompt, enc):
     """
-    {kind: [label or None for each of ids[n_prompt:]]}: the answer and the end token, as encode_row gives them.
+    {kind: [label or None for each of ids[n_prompt:]]}: the answer and the end token.
 
-        class: digit, operator (see OPERATOR), word, mark (<< >> =), ####, end, or punctuation, which
-            includes spaces.
-        operation: add, sub, mul, div (for GSM8K also mixed: several kinds in one line); None outside such lines.
-        operand: first, second, result, final; None for all but numbers. Word problems only, as is
-        step: the template that the line calculates.
-        problem: the template's frame of a word problem, the operation of an arithmetic row; the end token has it, too.
-        subtask: of an arithmetic row's digits (see data/arithmetic.py).
+        class      see `classes`; the last token is "end"
+        operation  of a word problem's line: add, sub, mul, div
+        operand    first, second, result, final: numbers of word problems
+        step       the template that a line of a word problem calculates
+        subtask    of a digit of an arithmetic row, see data/arithmetic.py
 
-    A kind that the row says nothing about is absent. Raises ValueError if a row that has spans or offsets is not what
-    the ids spell.
+    A kind that the row says nothing about is absent.
     """
     pieces = [enc.decode_single_token_bytes(i) for i in ids[n_prompt:-1]]
-    text = b"".join(pieces).decode("utf-8", "surrogateescape")  # half a character is one character for each byte
-    char = [i for i, c in enumerate(text) for _ in c.encode("utf-8", "surrogateescape")]  # of each byte
-    places, at = [], 0  # of each token, the character that it is judged by
+    # Half a character becomes one character ("surrogateescape") for each of its bytes.
+    text = b"".join(pieces).decode("utf-8", "surrogateescape")
+    char_of_byte = [i for i, c in enumerate(text) for _ in c.encode("utf-8", "surrogateescape")]
+    judged_by, start = [], 0  # of each token, the character whose label it takes
     for piece in pieces:
-        own = char[at : at + len(piece)]
-        places.append(next((i for i in own if not text[i].isspace()), own[0]))
-        at += len(piece)
+        own = char_of_byte[start : start + len(piece)]
+        judged_by.append(next((i for i in own if not text[i].isspace()), own[0]))
+        start += len(piece)
 
-    kinds = {"class": classes(text)}
-    if "spans" in row or "offsets" in row:
-        if text != " " + row["answer"]:
-            raise ValueError(f"the ids spell {text!r:.200}, the row's answer is {' ' + row['answer']!r:.200}")
-        spans = row.get("spans") or {"subtask": [[i, i + 1, y] for i, y in zip(row["offsets"], row["labels"])]}
-        for kind, labelled in spans.items():
-            kinds[kind] = [None] * len(text)
-            for start, end, label in labelled:
-                kinds[kind][start + 1 : end + 1] = [label] * (end - start)  # after the space
-        problem = row["template"].split(":")[0] if "spans" in row else row["ops"][0]
-    else:
-        kinds["operation"], problem = operations(text), None
-    found = {kind: [labels[i] for i in places] + [None] for kind, labels in kinds.items()}
+    of_char = {"class": classes(text)}
+    spans = row.get("spans", {})
+    if "offsets" in row:
+        spans = {"subtask": [[i, i + 1, y] for i, y in zip(row["offsets"], row["labels"])]}
+    for kind, labelled in spans.items():
+        of_char[kind] = [None] * len(text)
+        for first, last, label in labelled:  # in row["answer"], which stands after one space
+            of_char[kind][first + 1 : last + 1] = [label] * (last - first)
+
+    found = {kind: [labels[i] for i in judged_by] + [None] for kind, labels in of_char.items()}
     found["class"][-1] = "end"
-    if problem:
-        found["problem"] = [problem] * (len(places) + 1)
     return found
 
 
 def label_rows(rows, items, enc):
     """
-    token_labels of many rows, items being their (ids, n_prompt): {kind: [labels of row 0, of row 1, ...]}. A kind that
-    labels no token of any row is left out; rows that lack it have None for each token.
+    token_labels of all rows of a task, whose tokens are items (ids, n_prompt): {kind: [labels of row 0,
+    of row 1, ...]}.
     """
-    each = [token_labels(row, ids, n_prompt, enc) for row, (ids, n_prompt) in zip(rows, items, strict=True)]
-    found = {kind: [labels.get(kind, [None] * len(labels["class"])) for labels in each] for kind in KINDS}
-    return {kind: rows for kind, rows in found.items() if any(y is not None for labels in rows for y in labels)}
+    each = [token_labels(row, ids, n_prompt, enc) for row, (ids, n_prompt) in zip(rows, items)]
+    return {kind: [labels[kind] for labels in each] for kind in each[0]}
