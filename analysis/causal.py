@@ -47,7 +47,7 @@ from eval import arm_codes, bootstrap, by_length, check_golds, decode, grade, lo
 
 ARMS = {  # every intervention, in words
     "off": "no codes", "mean": "the mean vector everywhere", "random": "random codes",
-    "shuffled": "own codes, shuffled", "position": "other problems' codes, same place"}
+    "shuffled": "own codes, shuffled", "position": "other problems' codes"}
 FRESH = 8  # untrained routers, and drawings of random codes, measured beside the trained router
 FEW = 20  # with fewer problems no verdict is given
 
