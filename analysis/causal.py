@@ -254,13 +254,16 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     starts = [(n - 1) // K for _, n in items]  # the chunk that predicts the first answer token
     share = (usage / usage.sum()).to(device)
     mean = (share[:, None] * vectors).sum(0)  # no matrix product: autocast would round it
-    random = from_table(arm_codes("random", range(P), None, n_chunks, C, seed).to(device))
-    shuffled, position = (
-        [from_table(permuted(codes).to(device)) for codes in (gold_codes, text_codes)] for permuted in (
-            lambda codes: arm_codes("shuffled", range(P), codes, n_chunks, C, seed),
-            lambda codes: position_codes(codes, starts, n_chunks, seed)))
-    tests = {"off": (torch.zeros_like(vectors), argmax), "mean": (mean.expand(C, -1).contiguous(), argmax),
-             "random": (vectors, random), "shuffled": (vectors, *shuffled), "position": (vectors, *position)}
+
+    def drawn(name, codes):
+        """choose(...) of an arm whose codes do not come from the router."""
+        table = (position_codes(codes, starts, n_chunks, seed) if name == "position" else
+                 arm_codes(name, range(P), codes, n_chunks, C, seed))
+        return from_table(table.to(device))
+
+    tests = {"off": (torch.zeros_like(vectors), argmax), "mean": (mean.expand(C, -1).contiguous(), argmax)}
+    for name in ("random", "shuffled", "position"):
+        tests[name] = vectors, drawn(name, gold_codes), drawn(name, text_codes)
     for name, test in tqdm(tests.items(), desc="arms", leave=False, disable=None):
         arms[name] = against_on(*measure(*test))
 
