@@ -141,8 +141,8 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
-        q = rotate(self.q_norm(q), rope).to(v.dtype)  # under autocast rotation is float32, v bfloat16
-        k = rotate(self.k_norm(k), rope).to(v.dtype)
+        q = rotate(self.q_norm(q.to(x.dtype)), rope).to(v.dtype)  # under autocast x is float32,
+        k = rotate(self.k_norm(k.to(x.dtype)), rope).to(v.dtype)  # and what projections return bfloat16
         if cache is not None:
             k, v = cache.append(k, v)
         # With a cache, T tokens are the first ones (causal among themselves) or T = 1 (sees all).

@@ -27,14 +27,12 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.plumbing import find_device, load_checkpoint, precision, write_records, write_text
-from data.tokens import PROMPT, begin_token, collate, encode, encode_row, end_token, load_encoding, load_rows
-from dlr import GPT
+from data import plumbing
+from data.tokens import collate, encode_row, end_token, load_rows
 
 ARMS = ("on", "off", "random", "shuffled")
 
-# --------------------------------------------------------------------------------------------------
-# Grading: text in, verdict out. The gold answer comes from the data, never from tokens.
+# ---- Grading: text in, verdict out. The gold answer comes from the data, never from tokens. ------
 
 SIGN = "[-+\u2212]"  # U+2212 is the typographic minus
 NUMBER = (r"(?<!\d)(?<!\d[.,/^:])"  # not the tail of a longer literal, such as the 2 of 1/2
@@ -81,8 +79,7 @@ def check_golds(rows):
             raise ValueError(f"{row.get('where', f'row {i}')}: {e}") from e
 
 
-# --------------------------------------------------------------------------------------------------
-# The arms. Random draws belong to a problem's number, so that no neighbour in the batch has a say.
+# ---- The arms. Draws belong to a problem, so that no neighbour in its batch has a say. -----------
 
 
 def arm_codes(arm, problems, own, n_chunks, n_codes, seed):
@@ -120,17 +117,17 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
     for batch in tqdm(batches, desc="answers", leave=False, disable=None):
         ids = [prompts[i] for i in batch]
         n_chunks = math.ceil(min(len(ids[-1]) + max_new_tokens, model.config.block_size) / K)
-        own = []
-        if "shuffled" in arms:
-            for prompt, out in zip(ids, model.generate(ids, max_new_tokens, stop=end_token(enc))):
-                whole = torch.tensor([prompt + out], device=device)[:, : model.config.block_size]
-                own.append(model.route(whole)[0].argmax(-1).cpu())
+        on, own = None, []
+        if "on" in arms or "shuffled" in arms:
+            on = model.generate(ids, max_new_tokens, stop=end_token(enc))
+            wholes = [(prompt + new)[: model.config.block_size] for prompt, new in zip(ids, on)]
+            own = [model.route(torch.tensor([w], device=device))[0].argmax(-1).cpu() for w in wholes]
         for arm in arms:
             codes = arm_codes(arm, batch, own, n_chunks, C, seed)
             codes = codes.to(device) if torch.is_tensor(codes) else codes
-            new = model.generate(ids, max_new_tokens, codes, stop=end_token(enc))
-            for i, out in zip(batch, new):
-                texts[arm][i] = decode(enc, out)
+            out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_token(enc))
+            for i, new in zip(batch, out):
+                texts[arm][i] = decode(enc, new)
     return texts
 
 
@@ -163,8 +160,7 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
     return nll, counts
 
 
-# --------------------------------------------------------------------------------------------------
-# All arms on the same problems.
+# ---- All arms on the same problems. --------------------------------------------------------------
 
 
 def bootstrap(a, b, weights=None, n=10_000, seed=0):
@@ -179,7 +175,8 @@ def bootstrap(a, b, weights=None, n=10_000, seed=0):
     return float(d @ w / w.sum()), *map(float, np.quantile(draws, [0.025, 0.975]))
 
 
-def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128, seed=0, suffix=()):
+def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128,
+             seed=0, suffix=()):
     """
     Every arm on the same problems -> (summary, records). Per arm: nats per answer token and, where
     answers are generated, the fractions strict, flexible and parsed; nats and strict minus those of
@@ -189,8 +186,6 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
     for arm in arms:
         if arm not in ARMS:
             raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
-    was_training = model.training
-    model.eval()
     items, kept = [], []
     for row in rows:
         ids, n_prompt = encode_row(row, enc)
@@ -206,11 +201,11 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
     if generate:
         prompts = [ids[:n_prompt] for ids, n_prompt in items]
         texts = answer(model, enc, prompts, arms, max_new_tokens, batch_size, seed)
-    model.train(was_training)
 
     records = []
     for i, row in enumerate(kept):
-        record = {"problem": i, "question": row["question"], "gold": row["final"], "tokens": int(counts[i])}
+        record = {"problem": i, "question": row["question"], "gold": row["final"],
+                  "tokens": int(counts[i])}
         for arm in arms:
             record[arm] = {"nll": float(nll[arm][i])}
             if generate:
@@ -255,25 +250,25 @@ def table(summaries):
     return "\n".join(lines)
 
 
-# --------------------------------------------------------------------------------------------------
-# Runs, files, the command line.
+# ---- Runs, files, the command line. --------------------------------------------------------------
 
 
 def ask(model, enc, question, max_new_tokens=320, suffix=()):
     """The answer to one question as text: codes on, the code of each chunk before it, then codes off."""
     if not question.strip():
         raise ValueError("--ask: the question is empty")
-    K, begin = model.config.chunk, begin_token(enc)
-    prompt = encode(enc, PROMPT.format(question=question.strip())) + list(suffix)
-    if begin is not None:
-        prompt = [begin, *prompt]
-    on, off = (model.generate([prompt], max_new_tokens, codes, stop=end_token(enc))[0] for codes in (None, "off"))
+    K, end = model.config.chunk, end_token(enc)
+    ids, n_prompt = encode_row({"question": question.strip(), "answer": ""}, enc)
+    prompt = ids[:n_prompt] + list(suffix)
+    on = model.generate([prompt], max_new_tokens, stop=end)[0]
+    off = model.generate([prompt], max_new_tokens, codes="off", stop=end)[0]
     if not model.codebook.weight.any():
         return f"this run has no codes; its answer:\n{decode(enc, off).strip()}"
     ids = (prompt + on)[: model.config.block_size]
     codes = model.route(torch.tensor([ids], device=model.cos.device))[0].argmax(-1).tolist()  # (M,)
     chunks = [f"[{code}]{decode(enc, ids[m * K : m * K + K])}" for m, code in enumerate(codes)]
-    return (f"codes on, [code] before each chunk of {K} tokens ({len(set(codes))} codes used):\n{''.join(chunks)}\n\n"
+    return (f"codes on, [code] before each chunk of {K} tokens ({len(set(codes))} codes used):\n"
+            f"{''.join(chunks)}\n\n"
             f"answer with codes on:\n{decode(enc, on).strip()}\n\n"
             f"answer with codes off:{'  (the same)' if on == off else ''}\n{decode(enc, off).strip()}")
 
@@ -281,12 +276,10 @@ def ask(model, enc, question, max_new_tokens=320, suffix=()):
 def load_run(path):
     """A run's folder, or its ckpt.pt -> (model, encoding, ids that end every prompt, the run's flags)."""
     path = Path(path)
-    saved = load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
+    saved = plumbing.load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
     if not {"tokenizer", "train"} <= saved.keys():
         raise ValueError(f"{path}: a checkpoint without tokenizer and flags; give a run made by train.py")
-    own = Path(saved["path"]).parent / "tokenizer.json"  # the run brings what it was trained with
-    enc = load_encoding(str(own) if own.exists() else saved["tokenizer"])
-    return GPT.from_checkpoint(saved), enc, saved.get("suffix", []), saved["train"]
+    return *plumbing.open_model(saved), saved.get("suffix", []), saved["train"]
 
 
 def main(argv=None):
@@ -305,28 +298,25 @@ def main(argv=None):
     parser.add_argument("--seed", type=int, default=0, help="of the random and shuffled codes")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    try:
+    with plumbing.one_line_errors("eval.py"):
         if min(args.rows, args.seed) < 0 or min(args.batch_size, args.max_new_tokens) < 1:
             raise ValueError(f"--rows and --seed must be >= 0, --batch_size and --max_new_tokens >= 1, got "
                              f"{args.rows}, {args.seed}, {args.batch_size}, {args.max_new_tokens}")
-        device, _ = find_device(args.device)
+        device, _ = plumbing.find_device(args.device)
         model, enc, suffix, flags = load_run(args.run)
         model.to(device).eval()
         data = args.data or flags["data"]
-        folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        out = folder / f"eval-{Path(data).name}-{args.split}.jsonl"
-        with precision(flags["dtype"], device):  # as it was trained
+        with plumbing.precision(flags["dtype"], device):  # as it was trained
             if args.ask is not None:
                 print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
                 return
             rows = load_rows(data, args.split, args.rows or None)
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
                                         args.batch_size, args.seed, suffix)
-        write_records(out, records)
-        write_text(out.with_suffix(".json"), json.dumps(summary, indent=1))
-    except (ValueError, OSError, ImportError) as e:
-        print(f"eval.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
+        folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
+        out = folder / f"eval-{Path(data).name}-{args.split}.jsonl"
+        plumbing.write_records(out, records)
+        plumbing.write_text(out.with_suffix(".json"), json.dumps(summary, indent=1))
     print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
     print(table({flags["method"]: summary}))
     print(f"records: {out}")

@@ -4,14 +4,13 @@ plain SFT under the same budget, and prints both beside each other.
 
     python train.py                                  # the main job, about 6 minutes on 2 CPU cores
     python train.py --tiny                           # the same in half a minute: see all of it work
-    python train.py --method sft --lr 5e-4           # plain fine-tuning alone; see --help for the controls
+    python train.py --method sft --lr 5e-4           # plain fine-tuning alone; --help: the controls
     python train.py --data gsm8k --init_from data/smollm2        # a real model, real GSM8K (README)
-    python train.py --method pretrain --out runs/base            # make the base checkpoint again
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
     torchrun --nproc_per_node=2 train.py             # each process takes its share of every batch
 
-A run's folder holds config.json (the flags), metrics.jsonl (a line for each step), ckpt.pt (weights,
-optimizer, step), and from the evaluation summary.json and answers.jsonl.
+A run's folder holds config.json (the flags), metrics.jsonl (a line a step), ckpt.pt, summary.json and
+answers.jsonl (the evaluation).
 """
 
 import argparse
@@ -19,7 +18,6 @@ import dataclasses
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import time
@@ -29,40 +27,36 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from data.plumbing import find_device, load_checkpoint, precision, write, write_records, write_text
-from data.qa import PUBLISHED
-from data.tokens import collate, encode_rows, load_encoding, load_rows
+from data import plumbing
+from data.tokens import DATASETS, collate, encode_rows, load_encoding, load_rows
 from dlr import GPT, GPTConfig
-from eval import ARMS, bootstrap, check_golds, evaluate, load_run, table
+from eval import ARMS, bootstrap, check_golds, evaluate, table
 
-DATASETS = ("wordproblems", "arithmetic", "gsm8k", *PUBLISHED)
 BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
 BASE_SHAPE = dict(n_layer=4, n_head=4, n_kv_head=2, n_embd=128)  # of what is trained from scratch
-METHODS = {  # what each method is, as flags; the first four route and steer
-    "dlr": {},
-    "static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
-    "random_router": {"select": "greedy", "alpha_reg": 0.0},  # its router never learns
-    "frozen": {},  # only codes and router learn
-    "sft": {},
-    "pretrain": {},
-}
-CODED = ("dlr", "static", "random_router", "frozen")
+METHODS = ("dlr", "static", "random_router", "frozen", "sft", "pretrain")
+CODED = METHODS[:4]  # these route and steer
+FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
+         "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # fraction of the steps; gradient norm; AdamW
 
 
 def parse(argv):
     """The flags, checked. With --resume those that the run was started with."""
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, usage="python train.py [flags]",
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="python train.py [flags]", allow_abbrev=False)
 
     def flag(name, default, help, choices=None):
-        kind = {"action": argparse.BooleanOptionalAction} if type(default) is bool else {"type": type(default)}
-        parser.add_argument(f"--{name}", default=default, choices=choices, help=f"{help} (default: {default})", **kind)
+        kind = {"type": type(default), "choices": choices}
+        if type(default) is bool:
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(f"--{name}", default=default, help=f"{help} (default: {default})", **kind)
 
     flag("method", "dlr", "dlr; its controls static (one code), random_router (it never learns), frozen "
-         "(only codes and router learn), sft; pretrain", choices=[*METHODS])
+         "(only codes and router learn), sft; pretrain", choices=METHODS)
     flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder with train.jsonl, test.jsonl")
-    flag("init_from", "base", "base (the embedded checkpoint), scratch, a .pt checkpoint, or a Hugging Face folder")
+    flag("init_from", "base", "base (embedded), scratch, a .pt checkpoint, or a Hugging Face folder")
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
     flag("resume", False, "go on with the run in --out, under its own flags")
     flag("tiny", False, "a short version: few rows, steps and test problems")
@@ -85,15 +79,16 @@ def parse(argv):
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
-    flag("select", "likelihood", "which candidate wins; greedy: no search", choices=["likelihood", "joint", "greedy"])
+    flag("select", "likelihood", "which candidate wins; greedy: no search",
+         choices=["likelihood", "joint", "greedy"])
     flag("n_rollouts", 4, "N, candidates per row and step")
     flag("temperature", 1.0, "of the distribution that candidates are drawn from")
     flag("alpha_policy", 0.1, "weight of the policy term")
     flag("alpha_reg", 0.1, "weight of the regularizer")
     # evaluation and checkpoints
-    flag("block_size", 512, "longest sequence in tokens; longer rows are left out (.pt checkpoints keep their own)")
+    flag("block_size", 512, "longest sequence, longer rows are left out (a .pt checkpoint keeps its own)")
     flag("eval_split", "test", "split that is evaluated at the end")
-    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split, -1 = no evaluation")
+    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split, -1 = none")
     flag("max_new_tokens", 320, "longest answer generated, in tokens")
     flag("generate", True, "generate and grade answers; --no-generate: likelihood only, fast")
     flag("save_every", 200, "steps between checkpoints")
@@ -103,29 +98,24 @@ def parse(argv):
     if args.resume:
         path = Path(args.out) / "config.json"
         if given != {"resume", "out"} or not path.is_file():
-            raise ValueError(f"--resume takes --out RUN, a folder made by train.py, and no other flag; got {argv}")
+            raise ValueError(f"--resume takes --out RUN, made by train.py, and no other flag; got {argv}")
         saved = json.loads(path.read_text(encoding="utf-8"))
-        if saved.keys() != vars(args).keys():
-            raise ValueError(f"--resume: {path} has not this version's flags; they differ in "
-                             f"{sorted(saved.keys() ^ vars(args).keys())}")
-        return argparse.Namespace(**{**saved, "resume": True, "out": args.out})
+        return argparse.Namespace(**{**vars(args), **saved, "resume": True, "out": args.out})
 
-    for name, least in {"rows": 0, "batch_size": 1, "grad_accum": 1, "n_rollouts": 1, "eval_rows": -1,
-                        "max_new_tokens": 1, "save_every": 1, "block_size": 1, "steer_layer": -1}.items():
-        if getattr(args, name) < least:
-            raise ValueError(f"--{name} must be >= {least}, got {getattr(args, name)}")
-    for name in ("epochs", "lr", "code_lr"):
-        if not 0 < getattr(args, name) < math.inf:
-            raise ValueError(f"--{name} must be > 0 and finite, got {getattr(args, name)}")
-    for name in ("temperature", "alpha_policy", "alpha_reg"):
-        if not 0 <= getattr(args, name) < math.inf:
-            raise ValueError(f"--{name} must be >= 0 and finite, got {getattr(args, name)}")
-    for name, value in METHODS[args.method].items():
+    positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
+                "max_new_tokens", "save_every")
+    for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
+        value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
+        if not 0 <= value < math.inf or (value == 0 and name in positive):
+            raise ValueError(f"--{name} must be {low} and finite, got {value}")
+    for name, value in FIXED.get(args.method, {}).items():
         if name in given and getattr(args, name) != value:
             raise ValueError(f"--method {args.method} has --{name} {value}, got {getattr(args, name)}")
         setattr(args, name, value)
-    if "alpha_policy" in given and args.alpha_policy > 0 and (args.select == "greedy" or args.n_codes == 1):
-        raise ValueError("--alpha_policy must be 0 with --select greedy or --n_codes 1: the policy term is always zero")
+    no_policy = args.select == "greedy" or args.n_codes == 1
+    if no_policy and "alpha_policy" in given and args.alpha_policy > 0:
+        raise ValueError(f"--alpha_policy must be 0 with --select greedy or --n_codes 1, where the policy "
+                         f"term is always zero; got {args.alpha_policy}")
     for name, small in {"rows": 160, "epochs": 2.0, "eval_rows": 100}.items():
         if args.tiny and name not in given:
             setattr(args, name, small)
@@ -138,24 +128,6 @@ def parse(argv):
     return args
 
 
-def starting_model(args):
-    """(model, encoding) before any training, with the codes' settings of the flags."""
-    codes = {"n_codes": args.n_codes, "chunk": args.chunk, "steer_scale": args.steer_scale,
-             "route_norm": args.route_norm, "router_std": args.router_std,
-             "steer_layer": None if args.steer_layer == -1 else args.steer_layer}
-    path = BASE if args.init_from == "base" else Path(args.init_from)
-    if args.init_from == "scratch" or args.method == "pretrain":
-        enc = load_encoding("wordproblems")
-        return GPT(GPTConfig(vocab_size=enc.n_vocab, block_size=args.block_size, **BASE_SHAPE, **codes)), enc
-    if path.is_dir():
-        enc = load_encoding(str(path))
-        return GPT.from_pretrained(path, block_size=args.block_size, **codes), enc
-    saved = load_checkpoint(path)
-    beside = path.parent / "tokenizer.json"
-    enc = load_encoding(str(beside) if beside.exists() else saved.get("tokenizer", "wordproblems"))
-    return GPT.from_checkpoint(saved, **codes), enc
-
-
 def learning_rate(step, steps):
     """The fraction of the peak rate at step 0..steps-1: linear warm-up, then a cosine to 0."""
     warmup = WARMUP * steps
@@ -165,30 +137,39 @@ def learning_rate(step, steps):
 
 
 def train(args):
-    """One run from start to end: leaves its folder with the last checkpoint. Returns (model, encoding)."""
+    """One run from start to end, which leaves its checkpoint in args.out. Returns (model, encoding)."""
     # Where to run.
     out = Path(args.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    device, why = find_device(args.device)
+    device, why = plumbing.find_device(args.device)
     if world > 1 and not dist.is_initialized():  # started by torchrun
         dist.init_process_group("nccl" if device == "cuda" else "gloo")
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    autocast = precision(args.dtype, device)
+    autocast = plumbing.precision(args.dtype, device)
     say = tqdm.write if rank == 0 else lambda text: None
-    say(f"device: {device} ({why}), {'bfloat16 autocast' if isinstance(autocast, torch.autocast) else 'float32'}")
+    say(f"device: {device} ({why}), {'bfloat16' if isinstance(autocast, torch.autocast) else 'float32'}")
     parts = args.grad_accum * world  # each batch is cut into this many
     if args.batch_size % parts:
-        raise ValueError(f"--batch_size must be a multiple of --grad_accum times the number of processes, "
+        raise ValueError(f"--batch_size must be a multiple of --grad_accum times the processes, "
                          f"got {args.batch_size}, {args.grad_accum} and {world}")
 
     # The model, from the start or where the run was left.
     torch.manual_seed(args.seed)
-    saved = load_checkpoint(out / "ckpt.pt") if args.resume and (out / "ckpt.pt").exists() else None
-    model, enc = load_run(out)[:2] if saved else starting_model(args)
-    if enc.n_vocab > model.config.vocab_size:
-        raise ValueError(f"--init_from {args.init_from}: its tokenizer has {enc.n_vocab} tokens, "
-                         f"the model {model.config.vocab_size}")
+    ckpt = out / "ckpt.pt"
+    saved = plumbing.load_checkpoint(ckpt) if args.resume and ckpt.exists() else None
+    routing = {name: getattr(args, name) for name in
+               ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm", "router_std")}
+    if args.steer_layer == -1:
+        routing["steer_layer"] = None  # the config's default
+    if saved:
+        model, enc = plumbing.open_model(saved)
+    elif args.init_from == "scratch" or args.method == "pretrain":
+        enc = load_encoding("wordproblems")
+        model = GPT(GPTConfig(enc.n_vocab, args.block_size, **BASE_SHAPE, **routing))
+    else:
+        source = BASE if args.init_from == "base" else args.init_from
+        model, enc = plumbing.open_model(source, args.block_size, **routing)
 
     # The data: text becomes tokens once, here.
     split = "pretrain" if args.method == "pretrain" else "train"
@@ -198,8 +179,8 @@ def train(args):
         items = [(a + b, 1) for (a, _), (b, _) in zip(items[::2], items[1::2])]  # and all is labelled
         items = [(ids, n) for ids, n in items if len(ids) - 1 <= model.config.block_size]
     steps = math.ceil(args.epochs * len(items) / args.batch_size)
-    say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than {model.config.block_size} tokens "
-        f"left out), {steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
+    say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
+        f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
     def item(i):
         """The i-th item of the run: every epoch has its own order, which follows from seed and epoch."""
@@ -209,14 +190,14 @@ def train(args):
 
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()
-    learns = {"codes": args.method in CODED, "lm": args.method != "frozen"}
     lm, codes = [], []
     for name, p in model.named_parameters():
         is_code = name.startswith(("codebook.", "router."))
-        p.requires_grad_(learns["codes" if is_code else "lm"])
-        if name == "router.weight" and (args.method in ("static", "random_router") or args.n_codes == 1):
-            p.requires_grad_(False)
-        if p.requires_grad:
+        learns = args.method in CODED if is_code else args.method != "frozen"
+        if name == "router.weight" and (args.method == "random_router" or args.n_codes == 1):
+            learns = False
+        p.requires_grad_(learns)
+        if learns:
             (codes if is_code else lm).append(p)
     groups = [{"params": [p for p in lm if p.dim() >= 2], "peak": args.lr, "weight_decay": WEIGHT_DECAY},
               {"params": [p for p in lm if p.dim() < 2], "peak": args.lr, "weight_decay": 0.0},
@@ -229,21 +210,12 @@ def train(args):
         step, seconds = saved["step"], saved["seconds"]
         say(f"resumed {out} at step {step}")
 
-    # The run's folder.
     if rank == 0:
-        if not args.resume and (out / "config.json").exists():
-            raise ValueError(f"--out {out} already holds a run; go on with --resume or choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        write_text(out / "config.json", json.dumps(vars(args), indent=1))
-        if Path(enc.name, "tokenizer.json").exists():  # a Hugging Face model's tokenizer comes along
-            shutil.copyfile(Path(enc.name, "tokenizer.json"), out / "tokenizer.json")
-        lines = (out / "metrics.jsonl").read_text().splitlines() if (out / "metrics.jsonl").exists() else []
-        write_text(out / "metrics.jsonl", "".join(line + "\n" for line in lines[:step]))  # later steps come again
-        log = open(out / "metrics.jsonl", "a", encoding="utf-8")
+        log = plumbing.open_folder(out, args, enc.name, step)
 
     interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
     if world == 1:
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(True))
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
     while step < steps and not interrupted:
         start = time.time()
@@ -255,24 +227,25 @@ def train(args):
         # loss and gradient: this process's micro-batches, each weighted by its share of the labels
         batch = [item(i) for i in range(step * args.batch_size, (step + 1) * args.batch_size)]
         n_labels = sum(len(ids) - n_prompt for ids, n_prompt in batch)
-        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # so that a resumed run draws the same
+        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # a resumed run draws the same
         metrics = {}
         for part in range(rank, parts, world):
             idx, targets = (t.to(device) for t in collate(batch[part::parts]))
             share = (targets >= 0).sum() / n_labels
             with autocast:
                 if args.method in CODED:
-                    loss, terms = model.dlr_loss(idx, targets, args.n_rollouts, args.temperature, args.select,
-                                                 args.alpha_policy, args.alpha_reg)
+                    loss, terms = model.dlr_loss(idx, targets, args.n_rollouts, args.temperature,
+                                                 args.select, args.alpha_policy, args.alpha_reg)
                 else:
                     loss, terms = model(idx, targets, codes="off")[1], {}
             (loss * share).backward()
             for name, value in {"loss": loss.detach(), **terms}.items():
                 metrics[name] = metrics.get(name, 0) + value * (1 if name == "usage" else share)
-        if world > 1:  # the gradients of all processes add up to the batch's
+        if world > 1:  # the shares of all processes add up to the batch
             for p in lm + codes:
-                dist.all_reduce(p.grad)
-            dist.all_reduce(model.bigram)
+                p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+            for tensor in [p.grad for p in lm + codes] + [*metrics.values(), model.bigram]:
+                dist.all_reduce(tensor)
             model.bigram /= world
 
         # clip and step
@@ -282,8 +255,8 @@ def train(args):
             if params:
                 metrics[name] = torch.nn.utils.clip_grad_norm_(params, CLIP).item()
         if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); the last checkpoint "
-                                     f"in {out} is kept; a lower --lr or --code_lr may help")
+            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); a lower --lr or "
+                                     f"--code_lr may help; the last checkpoint in {out} is kept")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
@@ -296,7 +269,8 @@ def train(args):
             metrics["perplexity"] = torch.special.entr(p).sum().exp().item()
             metrics["usage"] = [round(share, 4) for share in p.tolist()]
         if rank == 0:
-            log.write(json.dumps({"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}) + "\n")
+            line = {"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}
+            log.write(json.dumps(line) + "\n")
             log.flush()
             shown = [name for name in ("loss", "info_gain", "active", "perplexity") if name in metrics]
             bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown})
@@ -304,7 +278,7 @@ def train(args):
                 state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(),
                          "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
                          "tokenizer": enc.name, "train": vars(args)}
-                write(out / "ckpt.pt", lambda tmp, state=state: torch.save(state, tmp))
+                plumbing.write(ckpt, lambda tmp, state=state: torch.save(state, tmp))
         bar.update()
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -315,7 +289,7 @@ def train(args):
 
 
 def run(args):
-    """Train, then evaluate: (summary, records), or None where nothing is evaluated. Files say what is done."""
+    """Train, then evaluate: (summary, records), or None where nothing is evaluated."""
     out = Path(args.out)
     held_out = []
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
@@ -326,54 +300,39 @@ def run(args):
     if int(os.environ.get("RANK", 0)) > 0:
         return None
     if args.method == "pretrain":  # a base checkpoint is the plain language model in bfloat16
-        plain = {name: w.bfloat16() for name, w in model.state_dict().items()
-                 if not name.startswith(("codebook.", "router.", "bigram", "lm_head."))}
-        base = {"config": dataclasses.asdict(model.config), "model": plain}
-        write(out / "base.pt", lambda tmp: torch.save(base, tmp))
+        plumbing.save_base(model, out / "base.pt")
     if not held_out:
         return None
     arms = ARMS if args.method in CODED else ("off",)
-    with precision(args.dtype, model.cos.device.type):
-        summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens, seed=args.seed)
+    with plumbing.precision(args.dtype, model.cos.device.type):
+        summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens,
+                                    seed=args.seed)
     seconds = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
     summary |= {"method": args.method, "split": args.eval_split, "train_seconds": seconds}
-    write_records(out / "answers.jsonl", records)
-    write_text(out / "summary.json", json.dumps(summary, indent=1))
+    plumbing.write_records(out / "answers.jsonl", records)
+    plumbing.write_text(out / "summary.json", json.dumps(summary, indent=1))
     return summary, records
 
 
 def main(argv=None):
-    try:
+    with plumbing.one_line_errors("train.py"):
         args = parse(sys.argv[1:] if argv is None else argv)
         runs = {args.method: run(args)}
         if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
             sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
-            sft.resume = args.resume and Path(sft.out, "config.json").exists()
             runs["sft"] = run(sft)
-    except (ValueError, OSError, FloatingPointError, ImportError) as e:
-        print(f"train.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
-            raise
-        print(f"train.py: error: out of memory ({str(e)[:200]}). A step needs less with a larger --grad_accum or a "
-              f"smaller --block_size; if training is done, `python eval.py RUN --batch_size 16`", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:  # during the evaluation: training is saved, --resume evaluates again
-        sys.exit(130)
     runs = {name: result for name, result in runs.items() if result}
-    if not runs:
-        return
-    print(table({name: summary for name, (summary, _) in runs.items()}))
+    if runs:
+        print(table({name: summary for name, (summary, _) in runs.items()}))
     if len(runs) == 2:
-        (_, dlr), (_, sft) = runs.values()
+        (_, dlr), (_, sft) = runs.values()  # records, problem by problem the same
+        a, b = [r["on"] for r in dlr], [r["off"] for r in sft]
         tokens = [r["tokens"] for r in dlr]
-        nats = bootstrap([r["on"]["nll"] / r["tokens"] for r in dlr],
-                         [r["off"]["nll"] / r["tokens"] for r in sft], tokens)
-        print("dlr on - sft: {:+.4f} nats per answer token, 95 % interval [{:+.4f}, {:+.4f}]".format(*nats))
+        nats = bootstrap([x["nll"] / n for x, n in zip(a, tokens)], [x["nll"] / n for x, n in zip(b, tokens)], tokens)
+        print("dlr on - sft: {:+.4f} nats per answer token, 95 % [{:+.4f}, {:+.4f}]".format(*nats))
         if args.generate:
-            points = bootstrap([100 * r["on"]["strict"] for r in dlr], [100 * r["off"]["strict"] for r in sft])
-            print("dlr on - sft: {:+.1f} points of strict accuracy, 95 % interval [{:+.1f}, {:+.1f}]".format(*points))
+            points = bootstrap([100 * x["strict"] for x in a], [100 * x["strict"] for x in b])
+            print("dlr on - sft: {:+.1f} points of strict accuracy, 95 % [{:+.1f}, {:+.1f}]".format(*points))
     print(f"everything is in {args.out}")
 
 

@@ -43,7 +43,8 @@ MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
 
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
-    "lr": ([100], {f"{name}, {rate}": f"{LR} {flags} --lr {rate}" for name, flags in METHODS.items() for rate in RATES}),
+    "lr": ([100], {f"{name}, {rate}": f"{LR} {METHODS[name]} --lr {rate}"
+                   for name in ("sft", "likelihood", "joint", "greedy") for rate in RATES}),
     "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
     "words2000": ([0, 1, 2], {name: f"{TEST} --rows 2000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
 }
@@ -63,6 +64,7 @@ def measure(name, label, flags, seed):
     if done.returncode:
         raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
+    (HERE / "results").mkdir(exist_ok=True)
     with LOCK, open(HERE / "results" / f"{name}.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
     (out / "ckpt.pt").unlink()  # a large model's runs would fill the disk

@@ -1,16 +1,19 @@
 """
-Plumbing that train.py and eval.py share, nothing of the method: the device, files that are whole or absent, checkpoints,
-and filling a GPT with weights.
-
-`build` serves data/huggingface.py too: load(folder, **overrides) ends in `return build(config, weights, source, **overrides)`.
+Plumbing that train.py and eval.py share, nothing of the method: the device, files that are whole or
+absent, checkpoints, and models filled with weights.
 """
 
 import contextlib
+import dataclasses
 import json
 import os
+import shutil
+import sys
+from pathlib import Path
 
 import torch
 
+from data.tokens import load_encoding
 from dlr import GPT, GPTConfig
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
@@ -37,19 +40,42 @@ def load_model(saved, **overrides):
     return build(saved["config"], saved["model"], saved["path"], **overrides)
 
 
+def open_model(source, block_size=None, **overrides):
+    """
+    (GPT, its tokenizer) of a Hugging Face folder, or of a checkpoint: its path, or load_checkpoint's
+    dict. block_size may shorten a folder's long context; a checkpoint keeps its own.
+    """
+    if not isinstance(source, dict) and Path(source).is_dir():
+        enc = load_encoding(source)
+        model = GPT.from_pretrained(source, block_size=block_size, **overrides)
+    else:
+        saved = source if isinstance(source, dict) else load_checkpoint(source)
+        beside = Path(saved["path"]).parent / "tokenizer.json"  # train.py put it there
+        enc = load_encoding(beside if beside.exists() else saved.get("tokenizer", "wordproblems"))
+        model = load_model(saved, **overrides)
+        source = saved["path"]
+    if enc.n_vocab > model.config.vocab_size:
+        raise ValueError(f"{source}: its tokenizer has {enc.n_vocab} tokens, the model {model.config.vocab_size}")
+    return model, enc
+
+
 def build(config, weights, source, **overrides):
     """
     A GPT from the fields of its config and a state dict, both found in `source`; float32.
 
-    Without a codebook, or with a zero one, codes start fresh under `overrides` of the config (n_codes, chunk, ...).
-    Trained codes keep their settings: other ones are a ValueError, as are weights that do not fit the config.
+    Without a codebook, or with a zero one, codes start fresh under `overrides` of the config (n_codes,
+    chunk, ...; None = as it is). Trained codes keep their settings: other ones are a ValueError, as
+    are weights that do not fit the config.
     """
     weights = dict(weights)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if "block_size" in overrides:  # the model knows no position beyond its own context
+        overrides["block_size"] = min(overrides["block_size"], config["block_size"])
     trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
     if trained:
         for name in CODE_SETTINGS:
-            wanted = overrides.pop(name, None)
-            if wanted not in (None, config[name]):
+            wanted = overrides.pop(name, config[name])
+            if wanted != config[name]:
                 raise ValueError(f"{source}: codes trained with {name} {config[name]} do not work with {wanted}")
     try:
         model = GPT(GPTConfig(**{**config, **overrides}))
@@ -62,6 +88,14 @@ def build(config, weights, source, **overrides):
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{source}: no GPT has this config and these weights: {e}") from e
     return model
+
+
+def save_base(model, path):
+    """The plain language model in bfloat16, without codes: half the bytes."""
+    code_or_head = ("codebook.", "router.", "bigram", "lm_head.")
+    plain = {name: w.bfloat16() for name, w in model.state_dict().items() if not name.startswith(code_or_head)}
+    base = {"config": dataclasses.asdict(model.config), "model": plain}
+    write(path, lambda tmp: torch.save(base, tmp))
 
 
 def find_device(wanted):
@@ -81,6 +115,45 @@ def precision(dtype, device):
         has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has_bfloat16 else "float32"
     return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def one_line_errors(program):
+    """What a user can mend is one line and exit status 2; all else keeps its traceback."""
+    try:
+        yield
+    except (ValueError, OSError, FloatingPointError, ImportError) as e:
+        sys.exit(fail(program, str(e)))
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, (MemoryError, torch.OutOfMemoryError)) and "allocate memory" not in str(e):
+            raise  # on a CPU torch runs out of memory with a plain RuntimeError
+        sys.exit(fail(program, f"out of memory ({str(e)[:200]}). Training needs less with a larger --grad_accum or a "
+                               f"smaller --block_size; a trained run, `python eval.py RUN --batch_size 16`"))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(program, text):
+    print(f"{program}: error: {text}", file=sys.stderr)
+    return 2
+
+
+def open_folder(out, flags, tokenizer, step):
+    """
+    A run's folder: the flags (a Namespace) in config.json, the tokenizer of a Hugging Face model, and
+    metrics.jsonl without what comes after `step`, which is returned open, to append to.
+    """
+    if not flags.resume and (out / "config.json").exists():
+        raise ValueError(f"--out {out} already holds a run; go on with --resume or choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / "config.json", json.dumps(vars(flags), indent=1))
+    file = Path(tokenizer, "tokenizer.json") if Path(tokenizer).is_dir() else Path(tokenizer)
+    if file.is_file() and not (out / "tokenizer.json").exists():
+        write(out / "tokenizer.json", lambda tmp: shutil.copyfile(file, tmp))
+    metrics = out / "metrics.jsonl"
+    lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
+    write_text(metrics, "".join(line + "\n" for line in lines[:step]))
+    return open(metrics, "a", encoding="utf-8")
 
 
 def write(path, save):

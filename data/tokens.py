@@ -216,6 +216,7 @@ def collate(items, pad=0):
 WORDPROBLEMS_SIZES = dict(pretrain=1000, train=2000, val=500, test=1000,
                           test_templates=500, test_numbers=500)
 ARITHMETIC_SIZES = dict(train=20_000, val=500, test=1000)
+DATASETS = ("wordproblems", "arithmetic", "gsm8k", *qa.PUBLISHED)
 GSM8K_VAL = 500  # rows carved off the official train file
 
 
