@@ -1,81 +1,70 @@
-"""train.py end to end: the real script with tiny sizes, its checkpoints, its errors, two processes against one."""
+"""train.py end to end: the real script with tiny sizes, its methods, files and processes."""
 
+import gc
 import json
 import os
-import signal
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import hugging_face_folder, small_run
+from faults import steps
 
+import eval as evaluation
 import train
+from data.plumbing import load_checkpoint
 from data.tokens import load_encoding
 from data.wordproblems import generate
-from dlr import GPT, load_checkpoint
-from eval import evaluate
+from dlr import GPT
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["--init_from", "scratch", "--n_layer", "2", "--n_embd", "32", "--n_codes", "5", "--rows", "24", "--epochs",
-         "2", "--n_rollouts", "2", "--save_every", "2", "--eval_rows", "-1", "--device", "cpu", "--no-baseline"]
 
 
-def metrics(run):
-    lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "seconds"} for line in lines]
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Flags for 12 quick steps without evaluation."""
+    return [*small_run(tmp_path_factory.mktemp("small")), "--eval_rows", "-1"]
 
 
-def same_state(a, b):
-    a, b = load_checkpoint(Path(a) / "ckpt.pt"), load_checkpoint(Path(b) / "ckpt.pt")
-    assert a["step"] == b["step"] and a["model"].keys() == b["model"].keys()
-    assert all(torch.equal(a["model"][k], b["model"][k]) for k in a["model"])
-    for i, state in a["optimizer"]["state"].items():
-        assert all(torch.equal(v, b["optimizer"]["state"][i][k]) for k, v in state.items())
-    assert torch.equal(a["usage"], b["usage"])
+def weights(run):
+    return load_checkpoint(run / "ckpt.pt")["model"]
 
 
-@pytest.mark.parametrize("select", ["likelihood", "advantage"])
-@pytest.mark.parametrize("how", ["crash", "ctrl-c"])
-def test_resume_gives_the_same_bits(tmp_path, monkeypatch, how, select):
-    """Broken if weights, optimizer, random state, data order or the prior's average were lost in an interruption."""
-    flags = SMALL + ["--select", select]
-    train.main(flags + ["--out", str(tmp_path / "whole")])
-    steps, real = [], torch.optim.AdamW.step
+def same_training(one, other):
+    """Metrics and weights of two runs that differ by rounding alone; the prior goes by parts."""
+    a, b = steps(one), steps(other)
+    assert len(a) == len(b) == 12
+    for x, y in zip(a, b):
+        assert x.keys() == y.keys()
+        for name in x.keys() - {"usage", "regularizer"}:
+            assert x[name] == pytest.approx(y[name], rel=2e-3, abs=1e-5), name
+        assert x.get("usage") == pytest.approx(y.get("usage"), abs=0.002)
+    for name, tensor in weights(one).items():
+        if name != "bigram":
+            torch.testing.assert_close(tensor, weights(other)[name], atol=2e-4, rtol=1e-3, msg=name)
 
-    def step(self, *a, **k):
-        steps.append(1)
-        if len(steps) == 4 and how == "crash":
-            raise RuntimeError("power cut")
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-        return real(self, *a, **k)
 
-    monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    with pytest.raises(SystemExit if how == "ctrl-c" else RuntimeError) as stop:
-        train.main(flags + ["--out", str(tmp_path / "cut")])
-    if how == "ctrl-c":
-        assert stop.value.code == 130 and load_checkpoint(tmp_path / "cut" / "ckpt.pt")["step"] == 4
-    train.main(["--resume", "--out", str(tmp_path / "cut")])
-    same_state(tmp_path / "whole", tmp_path / "cut")
-    assert metrics(tmp_path / "whole") == metrics(tmp_path / "cut")
-    assert [m["step"] for m in metrics(tmp_path / "cut")] == list(range(1, 7))
+# ---- the job -------------------------------------------------------------------------------------
 
 
 def test_the_main_job(tmp_path, capsys):
-    """Broken if the default job, embedded base model to final table, did not run or left something out."""
+    """Broken if the default job, embedded base model to final table, left something out."""
     out = tmp_path / "run"
-    train.main(["--rows", "16", "--epochs", "1", "--eval_rows", "6", "--device", "cpu", "--out", str(out)])
+    train.main(["--rows", "16", "--epochs", "1", "--eval_rows", "6", "--device", "cpu",
+                "--out", str(out)])
     text = capsys.readouterr().out
-    lines = [line.split() for line in text.splitlines()]
-    arms = [tuple(words[:2]) for words in lines if len(words) > 3 and words[0] in ("dlr", "sft") and "%" in words[-1]]
-    assert arms[:5] == [("dlr", "on"), ("dlr", "off"), ("dlr", "random"), ("dlr", "shuffled"), ("sft", "off")]
-    assert "points of strict accuracy" in text and "device: cpu (--device)" in text
+    arms = [tuple(line.split()[:2]) for line in text.splitlines() if line.endswith("%")]
+    assert arms == [("dlr", "on"), ("dlr", "off"), ("dlr", "random"), ("dlr", "shuffled"),
+                    ("sft", "off")]
+    assert "nats per answer token" in text and "points of strict accuracy" in text
+    assert "device: cpu (--device), float32" in text
     for folder in (out, out / "sft"):
-        assert {p.name for p in folder.iterdir()} >= {"config.json", "metrics.jsonl", "ckpt.pt", "summary.json",
-                                                       "answers.jsonl"}
-        assert not list(folder.glob("*.tmp"))
-    assert len(metrics(out)) == len(metrics(out / "sft")) == 2, "sft must have the same budget of steps"
+        assert {path.name for path in folder.iterdir()} - {"sft"} == {
+            "config.json", "metrics.jsonl", "ckpt.pt", "summary.json", "answers.jsonl"}
+        assert len(steps(folder)) == 2, "sft must have the same budget of steps"
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 6 and answers[0]["on"]["text"] and answers[0]["question"]
 
@@ -83,133 +72,203 @@ def test_the_main_job(tmp_path, capsys):
 def test_the_base_model_can_do_what_it_was_pretrained_for():
     """Broken if the committed base checkpoint were not the one that the README's command makes."""
     model, enc = GPT.from_checkpoint(train.BASE), load_encoding("wordproblems")
-    rows = [row | {"final": str(row["final"])} for row in generate(60, 5, "test", ops=(1, 2))]
-    summary, _ = evaluate(model, enc, rows, ("off",), max_new_tokens=100)
-    assert summary["arms"]["off"]["strict"] > 0.85  # 98 % and 87 % of 200 problems each
+    rows = [r | {"final": str(r["final"])} for r in generate(60, 5, "test", ops=(1, 2))]
+    summary, _ = evaluation.evaluate(model, enc, rows, ("off",), max_new_tokens=100)
+    assert summary["arms"]["off"]["strict"] > 0.85
     assert train.BASE.stat().st_size < 4_000_000
 
 
-def test_sft_leaves_codes_alone_and_dlr_gives_them_their_own_rate(tmp_path):
-    """Broken if SFT touched codebook or router, or if one learning rate served both LM and codes."""
-    flags = [f for f in SMALL if f != "--no-baseline"]
-    train.main(flags + ["--out", str(tmp_path / "dlr"), "--lr", "1e-3", "--code_lr", "2e-2", "--warmup", "0.4"])
-    dlr, sft = load_checkpoint(tmp_path / "dlr" / "ckpt.pt"), load_checkpoint(tmp_path / "dlr" / "sft" / "ckpt.pt")
-    assert [g["peak"] for g in dlr["optimizer"]["param_groups"]] == [1e-3, 1e-3, 2e-2]
-    assert [g["weight_decay"] for g in dlr["optimizer"]["param_groups"]] == [0.01, 0.0, 0.0]
-    assert sft["model"]["codebook.weight"].abs().sum() == 0 and dlr["model"]["codebook.weight"].abs().sum() > 0
-    rates = [m["lr"] / 1e-3 for m in metrics(tmp_path / "dlr")]
-    assert rates[0] == pytest.approx(1 / 2.4) and rates[1] == pytest.approx(2 / 2.4)
-    assert rates[2] <= 1 and rates[2:] == sorted(rates[2:], reverse=True) and 0 < rates[-1] < 0.3
+def test_pretraining_makes_a_base_checkpoint(tmp_path):
+    """Broken if base.pt were not the trained LM, in bfloat16 and without codes."""
+    train.main(["--method", "pretrain", "--rows", "16", "--epochs", "1", "--eval_rows", "-1",
+                "--device", "cpu", "--out", str(tmp_path)])
+    base = load_checkpoint(tmp_path / "base.pt")
+    assert base["config"]["n_embd"] == 128 and len(steps(tmp_path)) == 1
+    assert not [name for name in base["model"] if name.startswith(("codebook", "router", "bigram"))]
+    for name, tensor in base["model"].items():
+        assert torch.equal(tensor, weights(tmp_path)[name].bfloat16()), name
+    assert GPT.from_checkpoint(tmp_path / "base.pt", n_codes=3).config.n_codes == 3
 
 
-def same_training(one, other):
-    """Metrics and weights of two runs that should differ by rounding alone."""
-    a, b = metrics(one), metrics(other)
-    assert len(a) == len(b) == 6
-    for x, y in zip(a, b):
-        assert x.keys() == y.keys()
-        for name in x.keys() - {"policy", "usage"}:
-            assert x[name] == pytest.approx(y[name], rel=0.02 if "grad" in name else 1e-3, abs=1e-5), name
-        assert x.get("policy", 0) == pytest.approx(y.get("policy", 0), abs=1e-4)
-        assert x.get("usage") == pytest.approx(y.get("usage"), abs=0.002)
-    a, b = (load_checkpoint(Path(run) / "ckpt.pt")["model"] for run in (one, other))
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], atol=1e-4, rtol=1e-3, msg=name)
+def test_training_lowers_the_loss_and_makes_codes_that_matter(tmp_path, small):
+    """Broken if the flags, the optimizer or the loop kept DLR from learning."""
+    train.main([*small, "--epochs", "20", "--lr", "3e-3", "--out", str(tmp_path)])
+    log = steps(tmp_path)
+    assert log[-1]["loss"] < 0.5 * log[0]["loss"] and log[0]["info_gain"] == 0
+    assert sum(line["info_gain"] for line in log[-20:]) > 0
+    assert set(log[0]) == {"step", "loss", "generalist", "info_gain", "policy", "regularizer",
+                           "grad_norm", "code_grad_norm", "active", "perplexity", "usage", "lr"}
 
 
-def torchrun(*argv):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run([*command, str(ROOT / "train.py"), *argv], timeout=200, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
+# ---- what a step trains on, and what learns ------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", ["sft", "dlr"])
-def test_micro_batches_add_up_to_the_batch(tmp_path, method):
-    """Broken if accumulated micro-batches gave other losses, search and prior included, than the batch at once."""
-    flags = [*SMALL, "--method", method]
+def test_every_epoch_shows_every_row_once_in_another_order(tmp_path, small, monkeypatch):
+    """Broken if rows were lost or repeated, prompts labelled, or epochs had all the same order."""
+    shown, real = [], train.collate
+
+    def collate(items):
+        shown.extend((tuple(ids), n_prompt) for ids, n_prompt in items)
+        return real(items)
+
+    monkeypatch.setattr(train, "collate", collate)
+    train.main([*small, "--method", "sft", "--out", str(tmp_path / "run")])
+    enc = load_encoding("wordproblems")
+    rows = [json.loads(line) for line in Path(small[3], "train.jsonl").read_text().splitlines()]
+    expected = []
+    for row in rows:
+        prompt = enc.encode(f"Question: {row['question']}\nAnswer:")
+        ids = [*prompt, *enc.encode(f" {row['answer']}"), enc.eot_token]
+        expected.append((tuple(ids), len(prompt)))
+    epochs = [shown[i : i + 32] for i in (0, 32, 64)]
+    assert all(sorted(epoch) == sorted(expected) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    """Broken if the schedule jumped, went below zero or ended before the last step."""
+    rates = [train.learning_rate(step, 100) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+    assert rates[4:] == sorted(rates[4:], reverse=True) and 0 < rates[-1] < 0.001
+    assert rates[52] == pytest.approx(0.5, abs=0.01), "a cosine"
+    assert train.learning_rate(0, 1) > 0
+
+
+@pytest.mark.parametrize("method, learns", [
+    ("sft", {"lm"}), ("dlr", {"lm", "codebook", "router"}), ("static", {"lm", "codebook"}),
+    ("frozen", {"codebook", "router"}), ("random_router", {"lm", "codebook"})])
+def test_each_method_trains_what_it_says(tmp_path, small, method, learns):
+    """Broken if a control were not one: a frozen LM that moves, a random router that learns."""
+    train.main([*small, "--method", method, "--n_codes", "1" if method == "static" else "5",
+                "--lr", "1e-3", "--code_lr", "2e-2", "--out", str(tmp_path)])
+    after = load_checkpoint(tmp_path / "ckpt.pt")
+    torch.manual_seed(0)  # as train.py does before it makes the router
+    n_codes = 1 if method == "static" else 5
+    before = GPT.from_checkpoint(small[1], n_codes=n_codes).state_dict()
+    moved = {"lm": set(), "codebook": set(), "router": set()}
+    for name in before.keys() - {"bigram"}:
+        part = name.split(".")[0] if name.startswith(("codebook", "router")) else "lm"
+        moved[part].add(not torch.equal(before[name], after["model"][name]))
+    assert moved == {part: {part in learns} for part in moved}, "all of a part, or nothing of it"
+    groups = {(g["peak"], g["weight_decay"]) for g in after["optimizer"]["param_groups"]}
+    lm, codes = {(1e-3, 0.01), (1e-3, 0.0)}, {(2e-2, 0.0)}
+    assert groups == (lm if "lm" in learns else set()) | (codes if method != "sft" else set())
+
+
+@pytest.mark.parametrize("method", ["sft", "random_router"])
+def test_micro_batches_add_up_to_the_batch(tmp_path, small, method):
+    """Broken if micro-batches were not weighted by their labels: gradients are sums."""
+    flags = [*small, "--method", method]
     train.main([*flags, "--out", str(tmp_path / "one")])
-    train.main([*flags, "--out", str(tmp_path / "four"), "--grad_accum", "4"])
+    train.main([*flags, "--grad_accum", "4", "--out", str(tmp_path / "four")])
     same_training(tmp_path / "one", tmp_path / "four")
 
 
-@pytest.mark.parametrize("method", ["sft", "dlr --grad_accum 2", "frozen --n_codes 1 --n_rollouts 0", "tokenassorted"])
-def test_two_processes_train_like_one(tmp_path, method):
-    """Broken if torchrun DDP gave other losses, rollouts, prior or metrics than one process with the same batch."""
-    flags = [*SMALL, "--method", *method.split()]
+def test_two_processes_train_like_one(tmp_path, small):
+    """Broken if torchrun's processes did not share the batch, add their gradients, and log sums."""
+    flags = [*small, "--method", "sft"]
     train.main([*flags, "--out", str(tmp_path / "one")])
-    torchrun(*flags, "--out", str(tmp_path / "two"))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command = [*torchrun, "--nproc_per_node=2", str(ROOT / "train.py"), *flags, "--out"]
+    subprocess.run([*command, str(tmp_path / "two")], timeout=200, check=True, capture_output=True)
     same_training(tmp_path / "one", tmp_path / "two")
 
 
-def test_every_row_of_every_run_draws_rollouts_of_its_own(tmp_path, monkeypatch):
-    """Broken if two runs with different seeds, or two rows of one, had the same noise (CPU generators read 32 bits)."""
-    real, draws = GPT.dlr_loss, []
-
-    def loss(self, *a, seeds, **k):
-        draws.extend(torch.rand(4, generator=torch.Generator().manual_seed(seed)) for seed in seeds)
-        return real(self, *a, seeds=seeds, **k)
-
-    monkeypatch.setattr(GPT, "dlr_loss", loss)
-    for seed in ("0", "1", "2"):
-        train.main([*SMALL, "--seed", seed, "--out", str(tmp_path / seed)])
-    assert len(draws) == 3 * 48 and len(torch.stack(draws).unique(dim=0)) == len(draws)
+def test_bfloat16_is_close_to_float32(tmp_path, small):
+    """Broken if --dtype bfloat16 changed more than rounding, did nothing, or rounded the weights."""
+    losses = {}
+    for dtype in ("float32", "bfloat16"):
+        out = tmp_path / dtype
+        train.main([*small, "--dtype", dtype, "--method", "sft", "--out", str(out)])
+        losses[dtype] = [line["loss"] for line in steps(out)]
+        assert all(tensor.dtype == torch.float32 for tensor in weights(out).values())
+    assert losses["bfloat16"] == pytest.approx(losses["float32"], rel=0.01)
+    assert losses["bfloat16"] != losses["float32"]
 
 
-def test_a_run_goes_on_with_another_number_of_processes(tmp_path, monkeypatch):
-    """Broken if what a step trains on, or its rollouts, depended on how many processes share it."""
-    train.main([*SMALL, "--out", str(tmp_path / "whole")])
-    with monkeypatch.context() as patch:
-        real, steps = torch.optim.AdamW.step, []
-        patch.setattr(torch.optim.AdamW, "step", lambda self, *a, **k: (
-            steps.append(1), os.kill(os.getpid(), signal.SIGINT) if len(steps) == 3 else None, real(self, *a, **k))[-1])
-        with pytest.raises(SystemExit):
-            train.main([*SMALL, "--out", str(tmp_path / "cut")])
-    assert load_checkpoint(tmp_path / "cut" / "ckpt.pt")["step"] == 3
-    torchrun("--resume", "--out", str(tmp_path / "cut"))
-    same_training(tmp_path / "whole", tmp_path / "cut")
+# ---- what a run leaves behind --------------------------------------------------------------------
 
 
-def test_a_checkpoint_keeps_its_tokenizer_and_its_codes(tmp_path, capsys):
-    """Broken if training on from a checkpoint silently changed its tokenizer or how its codes are laid out."""
-    train.main([*SMALL, "--chunk", "2", "--out", str(tmp_path / "a")])
-    start = [*SMALL[2:], "--init_from", str(tmp_path / "a" / "ckpt.pt")]
-    with pytest.raises(SystemExit):
-        train.main([*start, "--out", str(tmp_path / "b")])
-    assert "ckpt.pt holds trained codes with {'chunk': 2}" in capsys.readouterr().err
-    start += ["--chunk", "2"]
-    train.main([*start, "--out", str(tmp_path / "b")])
-    saved = load_checkpoint(tmp_path / "a" / "ckpt.pt")
-    torch.save({**saved, "tokenizer": str(tmp_path / "gone")}, tmp_path / "other.pt")
-    with pytest.raises(SystemExit):
-        train.main([*start, "--init_from", str(tmp_path / "other.pt"), "--out", str(tmp_path / "c")])
-    assert "gone" in capsys.readouterr().err
+def test_the_final_evaluation_does_not_hold_the_optimizer(tmp_path, small, monkeypatch):
+    """Broken if AdamW's averages, twice the weights, took memory while answers are generated."""
+    def optimizers():
+        gc.collect()
+        return sum(type(x) is torch.optim.AdamW for x in gc.get_objects())
+
+    def evaluate(*args, **more):
+        seen.append(optimizers())
+        return real(*args, **more)
+
+    before, seen, real = optimizers(), [], train.evaluate
+    monkeypatch.setattr(train, "evaluate", evaluate)
+    train.main([*small[:-1], "4", "--out", str(tmp_path)])
+    train.main(["--resume", "--out", str(tmp_path)])
+    assert seen == [before, before]
 
 
-def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, capsys, monkeypatch):
-    """Broken if a NaN loss went on training or overwrote the last good checkpoint."""
-    real, calls = GPT.dlr_loss, []
-
-    def loss(self, *a, **k):
-        calls.append(1)
-        value, terms = real(self, *a, **k)
-        return value * (float("nan") if len(calls) == 4 else 1.0), terms
-
-    monkeypatch.setattr(GPT, "dlr_loss", loss)
-    with pytest.raises(SystemExit):
-        train.main([*SMALL, "--out", str(tmp_path / "run")])
-    assert "step 3" in capsys.readouterr().err
-    saved = load_checkpoint(tmp_path / "run" / "ckpt.pt")
-    assert saved["step"] == 2 and all(v.isfinite().all() for v in saved["model"].values())
+def test_tiny_takes_what_is_there(tmp_path, small):
+    """Broken if --tiny, which wants 160 and 100 rows, failed on a folder of 30 and 10."""
+    for split, n in (("train", 30), ("test", 10)):
+        rows = [json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n" for i in range(n)]
+        (tmp_path / f"{split}.jsonl").write_text("".join(rows))
+    out = tmp_path / "run"
+    train.main([*small[:-1], "0", "--tiny", "--data", str(tmp_path), "--out", str(out)])
+    train.main([*small[:-2], "--tiny", "--data", str(tmp_path), "--out", str(tmp_path / "plain")])
+    for run in (out, tmp_path / "plain"):
+        assert len(steps(run)) == 8  # two epochs of 30 rows, in eights
+        assert len((run / "answers.jsonl").read_text().splitlines()) == 10
 
 
-def test_every_logged_metric_and_flag_is_explained(tmp_path, capsys):
-    """Broken if a metric had no line in the README or a flag had no help."""
-    train.main([*SMALL, "--out", str(tmp_path / "run")])
-    readme = (ROOT / "README.md").read_text()
-    for name in metrics(tmp_path / "run")[-1]:
-        assert f"`{name}`" in readme, f"README does not explain the metric {name}"
-    with pytest.raises(SystemExit):
-        train.main(["--help"])
-    text = capsys.readouterr().out
-    assert all(f"--{name}" in text for name in train.Config.__dataclass_fields__)
+def test_a_run_can_be_used_from_anywhere(tmp_path, small, monkeypatch, capsys):
+    """Broken if relative paths or the base's folder were needed to evaluate, ask or resume a run."""
+    pytest.importorskip("safetensors")
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path)
+    hugging_face_folder(tmp_path / "hf")
+    shutil.copytree(small[3], tmp_path / "rows")
+    flags = ["--init_from", "hf", "--data", "rows", *small[4:-1], "4"]
+    train.main([*flags, "--out", "run"])
+    run = tmp_path / "run"
+    assert (run / "tokenizer.json").read_bytes() == Path("hf/tokenizer.json").read_bytes()
+    before, answers = weights(run), (run / "answers.jsonl").read_bytes()
+
+    monkeypatch.chdir(tmp_path / "there")
+    shutil.rmtree(tmp_path / "hf")
+    evaluation.main(["../run", "--no-generate", "--device", "cpu"])
+    assert "4 problems" in capsys.readouterr().out
+    evaluation.main(["../run", "--ask", "What is 1 + 2?", "--max_new_tokens", "4"])
+    assert "answer with codes on" in capsys.readouterr().out
+    train.main(["--resume", "--out", "../run"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(run).items())
+    assert (run / "answers.jsonl").read_bytes() == answers
+    train.main([*flags[2:], "--data", str(tmp_path / "rows"), "--init_from", "../run/ckpt.pt",
+                "--out", "next"])  # trained on from the run, with its tokenizer
+    assert Path("next/tokenizer.json").exists()
+
+
+def test_a_locale_without_utf8_changes_nothing(tmp_path):
+    """Broken if an ASCII terminal ended a run or an answer, or files had another encoding."""
+    flags = small_run(tmp_path)
+    for split, n in (("train", 9), ("test", 3)):
+        row = '{"question": "Žofie?", "answer": "čtyři \u2212 #### 4"}\n'
+        (tmp_path / f"{split}.jsonl").write_text(row * n, encoding="utf-8")
+    generated = [*[f for f in flags if not f.startswith("--no-")], "--max_new_tokens", "8"]
+    code = f"""if True:
+        import runpy, sys
+        _, out, question = sys.argv
+        for argv in (["train.py", *{generated!a}, "--tiny", "--out", out],
+                     ["train.py", "--resume", "--out", out],
+                     ["eval.py", out, "--max_new_tokens", "8"],
+                     ["eval.py", out, "--max_new_tokens", "8", "--ask", question]):
+            sys.argv = argv
+            runpy.run_path(argv[0], run_name="__main__")"""
+    env = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii",
+           "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", code, str(tmp_path / "běh"), "Žofie? \u2212 \u4e2d"]
+    done = subprocess.run(command, cwd=ROOT, env=env, timeout=200, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()[-2000:]
+    assert b"answer with codes off" in done.stdout
+    written = list((tmp_path / "běh").rglob("*.json*"))
+    assert len(written) >= 10 and all(path.read_text(encoding="utf-8") for path in written)
+    answer = (tmp_path / "běh" / "answers.jsonl").read_text(encoding="utf-8").splitlines()[0]
+    assert json.loads(answer)["question"] == "Žofie?"
