@@ -170,12 +170,13 @@ def test_two_processes_train_like_one(tmp_path, small):
     train.main([*flags, "--out", str(tmp_path / "one")])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command = [*torchrun, "--nproc_per_node=2", str(ROOT / "train.py"), *flags, "--out"]
-    subprocess.run([*command, str(tmp_path / "two")], timeout=200, check=True, capture_output=True)
+    command.append(str(tmp_path / "two"))
+    subprocess.run(command, timeout=200, check=True, capture_output=True)
     same_training(tmp_path / "one", tmp_path / "two")
 
 
 def test_bfloat16_is_close_to_float32(tmp_path, small):
-    """Broken if --dtype bfloat16 changed more than rounding, did nothing, or rounded the weights."""
+    """Broken if --dtype bfloat16 changed more than rounding, did nothing or rounded weights."""
     losses = {}
     for dtype in ("float32", "bfloat16"):
         out = tmp_path / dtype
@@ -220,7 +221,7 @@ def test_tiny_takes_what_is_there(tmp_path, small):
 
 
 def test_a_run_can_be_used_from_anywhere(tmp_path, small, monkeypatch, capsys):
-    """Broken if relative paths or the base's folder were needed to evaluate, ask or resume a run."""
+    """Broken if relative paths or the base's folder were needed to use a run."""
     pytest.importorskip("safetensors")
     (tmp_path / "there").mkdir()
     monkeypatch.chdir(tmp_path)
