@@ -37,14 +37,14 @@ ARMS = ("on", "off", "random", "shuffled")
 SIGN = "[-+\u2212]"  # U+2212 is the typographic minus
 NUMBER = (r"(?<!\d)(?<!\d[.,/^:])"  # not the tail of a longer literal, such as the 2 of 1/2
           rf"(?:(?<![\w).]){SIGN}\$?|\${SIGN})?\$?"  # the minus of 10-3 is no sign
-          r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?"
-          r"(?![ \t]*[-+*/^:.,eE\u2212]*\d)")  # not the head of one, such as the 1 of 1/2 or of 1 000
+          r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
+          r"(?![ \t]*(?:[*/^][ \t]*|[-+:.,eE\u2212]*)\d)")  # not the head of one: 1/2, 1 000
 
 
 def to_number(text):
     """The value of "$1,234.00", "18.", "50%", "-3" or "2e-06" as a Decimal; None if it is no number."""
     text = re.sub(r"[$,%\s]", "", text or "").replace("\u2212", "-").removesuffix(".")
-    number = re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d+)?", text, re.ASCII)
+    number = re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,4})?", text, re.ASCII)
     return Decimal(text) if number else None
 
 
@@ -82,24 +82,24 @@ def check_golds(rows):
 # ---- The arms. Draws belong to a problem, so that no neighbour in its batch has a say. -----------
 
 
-def arm_codes(arm, problems, own, n_chunks, n_codes, seed):
+def arm_codes(arm, problems, own, n_chunks, model, seed):
     """
     What model(codes=...) takes for an arm: None, "off", or codes (len(problems), n_chunks).
     own: for "shuffled", each problem's codes under "on" (m,); they are repeated where m < n_chunks.
     """
-    if arm == "on":
-        return None
-    if arm == "off":
-        return "off"
+    if arm not in ARMS:
+        raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
+    if arm in ("on", "off"):
+        return None if arm == "on" else "off"
     codes = []
     for j, problem in enumerate(problems):
         generator = torch.Generator().manual_seed(seed + 7919 * problem)
         if arm == "random":
-            codes.append(torch.randint(n_codes, (n_chunks,), generator=generator))
+            codes.append(torch.randint(model.config.n_codes, (n_chunks,), generator=generator))
         else:
             permuted = own[j][torch.randperm(len(own[j]), generator=generator)]
             codes.append(permuted.repeat(math.ceil(n_chunks / len(permuted)))[:n_chunks])
-    return torch.stack(codes)
+    return torch.stack(codes).to(model.cos.device)
 
 
 def by_length(lengths, batch_size):
@@ -111,7 +111,7 @@ def by_length(lengths, batch_size):
 @torch.no_grad()
 def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0):
     """Greedy answers to prompts (lists of token ids) under each arm: {arm: texts}, in their order."""
-    K, C, device = model.config.chunk, model.config.n_codes, model.cos.device
+    K, device = model.config.chunk, model.cos.device
     texts = {arm: [None] * len(prompts) for arm in arms}
     batches = by_length([len(p) for p in prompts], batch_size)
     for batch in tqdm(batches, desc="answers", leave=False, disable=None):
@@ -123,8 +123,7 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
             wholes = [(prompt + new)[: model.config.block_size] for prompt, new in zip(ids, on)]
             own = [model.route(torch.tensor([w], device=device))[0].argmax(-1).cpu() for w in wholes]
         for arm in arms:
-            codes = arm_codes(arm, batch, own, n_chunks, C, seed)
-            codes = codes.to(device) if torch.is_tensor(codes) else codes
+            codes = arm_codes(arm, batch, own, n_chunks, model, seed)
             out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_token(enc))
             for i, new in zip(batch, out):
                 texts[arm][i] = decode(enc, new)
@@ -142,7 +141,7 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
     How likely is each item's answer? items: (ids, n_prompt) as of encode_row. Returns {arm: summed
     negative log-likelihood of each answer in nats (n,)} and the answers' lengths in tokens (n,).
     """
-    K, C, device = model.config.chunk, model.config.n_codes, model.cos.device
+    K, device = model.config.chunk, model.cos.device
     nll = {arm: np.zeros(len(items)) for arm in arms}
     counts = np.array([len(ids) - n_prompt for ids, n_prompt in items])
     for batch in by_length([len(ids) for ids, _ in items], batch_size):
@@ -152,10 +151,8 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
         real = [math.ceil((len(items[i][0]) - 1) / K) for i in batch]  # chunks that are not padding
         own = [codes[:m].cpu() for codes, m in zip(routed, real)]
         for arm in arms:
-            codes = arm_codes(arm, batch, own, routed.size(1), C, seed)
-            if arm == "on":
-                codes = routed
-            steered = h if arm == "off" else model.steer(h, codes.to(device))
+            codes = routed if arm == "on" else arm_codes(arm, batch, own, routed.size(1), model, seed)
+            steered = h if arm == "off" else model.steer(h, codes)
             nll[arm][batch] = -model.token_logp(steered, targets).sum(-1).cpu().double().numpy()
     return nll, counts
 
@@ -183,9 +180,6 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
     "off" (random, shuffled: and of "on"), each with its 95 % interval. records: a dict per problem.
     Rows too long for the context are left out and counted. suffix: ids that end every prompt.
     """
-    for arm in arms:
-        if arm not in ARMS:
-            raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
     items, kept = [], []
     for row in rows:
         ids, n_prompt = encode_row(row, enc)
@@ -313,8 +307,8 @@ def main(argv=None):
             rows = load_rows(data, args.split, args.rows or None)
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
                                         args.batch_size, args.seed, suffix)
-        folder = Path(args.run) if Path(args.run).is_dir() else Path(args.run).parent
-        out = folder / f"eval-{Path(data).name}-{args.split}.jsonl"
+        run = Path(args.run)
+        out = (run if run.is_dir() else run.parent) / f"eval-{Path(data).name}-{args.split}.jsonl"
         plumbing.write_records(out, records)
         plumbing.write_text(out.with_suffix(".json"), json.dumps(summary, indent=1))
     print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")

@@ -28,12 +28,10 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from data import plumbing
-from data.tokens import DATASETS, collate, encode_rows, load_encoding, load_rows
-from dlr import GPT, GPTConfig
+from data.files import read_json, read_jsonl
+from data.tokens import DATASETS, collate, encode_rows, load_rows
 from eval import ARMS, bootstrap, check_golds, evaluate, table
 
-BASE = Path(__file__).parent / "data" / "wordproblems_base.pt"
-BASE_SHAPE = dict(n_layer=4, n_head=4, n_kv_head=2, n_embd=128)  # of what is trained from scratch
 METHODS = ("dlr", "static", "random_router", "frozen", "sft", "pretrain")
 CODED = METHODS[:4]  # these route and steer
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
@@ -63,8 +61,7 @@ def parse(argv):
     flag("baseline", True, "after dlr, also train sft under the same budget and print it beside")
     flag("seed", 0, "of everything random: order, search, router init")
     flag("device", "auto", "where to run", choices=["auto", "cpu", "cuda", "mps"])
-    flag("dtype", "auto", "of matrix products, weights stay float32; auto: bfloat16 on a GPU that has it",
-         choices=["auto", "float32", "bfloat16"])
+    flag("dtype", "auto", "of matrix products; auto: bfloat16 on a GPU", ["auto", "float32", "bfloat16"])
     # budget
     flag("rows", 0, "training rows; 0 = all of the split")
     flag("epochs", 3.0, "passes over the rows")
@@ -79,8 +76,7 @@ def parse(argv):
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
-    flag("select", "likelihood", "which candidate wins; greedy: no search",
-         choices=["likelihood", "joint", "greedy"])
+    flag("select", "likelihood", "who wins; greedy: no search", ["likelihood", "joint", "greedy"])
     flag("n_rollouts", 4, "N, candidates per row and step")
     flag("temperature", 1.0, "of the distribution that candidates are drawn from")
     flag("alpha_policy", 0.1, "weight of the policy term")
@@ -99,8 +95,11 @@ def parse(argv):
         path = Path(args.out) / "config.json"
         if given != {"resume", "out"} or not path.is_file():
             raise ValueError(f"--resume takes --out RUN, made by train.py, and no other flag; got {argv}")
-        saved = json.loads(path.read_text(encoding="utf-8"))
-        return argparse.Namespace(**{**vars(args), **saved, "resume": True, "out": args.out})
+        saved = read_json(path)
+        if saved.keys() != vars(args).keys():
+            differ = sorted(saved.keys() ^ vars(args).keys())
+            raise ValueError(f"--resume: {path} was written by another version, with other flags: {differ}")
+        return argparse.Namespace(**{**saved, "resume": True, "out": args.out})
 
     positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
                 "max_new_tokens", "save_every")
@@ -108,6 +107,8 @@ def parse(argv):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
         if not 0 <= value < math.inf or (value == 0 and name in positive):
             raise ValueError(f"--{name} must be {low} and finite, got {value}")
+    if not 0 <= args.seed < 2**31 or args.eval_rows < -1:
+        raise ValueError(f"--seed must be in 0..2^31-1, --eval_rows >= -1, got {args.seed}, {args.eval_rows}")
     for name, value in FIXED.get(args.method, {}).items():
         if name in given and getattr(args, name) != value:
             raise ValueError(f"--method {args.method} has --{name} {value}, got {getattr(args, name)}")
@@ -162,14 +163,8 @@ def train(args):
                ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm", "router_std")}
     if args.steer_layer == -1:
         routing["steer_layer"] = None  # the config's default
-    if saved:
-        model, enc = plumbing.open_model(saved)
-    elif args.init_from == "scratch" or args.method == "pretrain":
-        enc = load_encoding("wordproblems")
-        model = GPT(GPTConfig(enc.n_vocab, args.block_size, **BASE_SHAPE, **routing))
-    else:
-        source = BASE if args.init_from == "base" else args.init_from
-        model, enc = plumbing.open_model(source, args.block_size, **routing)
+    source = "scratch" if args.method == "pretrain" else args.init_from
+    model, enc = plumbing.open_model(saved or source, args.block_size, **routing)
 
     # The data: text becomes tokens once, here.
     split = "pretrain" if args.method == "pretrain" else "train"
@@ -291,6 +286,8 @@ def train(args):
 def run(args):
     """Train, then evaluate: (summary, records), or None where nothing is evaluated."""
     out = Path(args.out)
+    if args.resume and (out / "summary.json").exists():  # all is done, and written last
+        return read_json(out / "summary.json"), [item for _, item in read_jsonl(out / "answers.jsonl")]
     held_out = []
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
@@ -337,6 +334,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="replace")  # a terminal's encoding must not end a run
     main()
     if dist.is_initialized():
         dist.destroy_process_group()

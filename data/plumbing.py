@@ -18,6 +18,8 @@ from dlr import GPT, GPTConfig
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
 CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
+BASE = Path(__file__).parent / "wordproblems_base.pt"
+BASE_SHAPE = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
 
 
 def load_checkpoint(path):
@@ -42,9 +44,14 @@ def load_model(saved, **overrides):
 
 def open_model(source, block_size=None, **overrides):
     """
-    (GPT, its tokenizer) of a Hugging Face folder, or of a checkpoint: its path, or load_checkpoint's
-    dict. block_size may shorten a folder's long context; a checkpoint keeps its own.
+    (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
+    a Hugging Face folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
+    a folder's long context; a checkpoint keeps its own. overrides: see build.
     """
+    if source == "scratch":
+        enc = load_encoding("wordproblems")
+        return GPT(GPTConfig(enc.n_vocab, block_size, **BASE_SHAPE, **overrides)), enc
+    source = BASE if source == "base" else source
     if not isinstance(source, dict) and Path(source).is_dir():
         enc = load_encoding(source)
         model = GPT.from_pretrained(source, block_size=block_size, **overrides)
