@@ -24,11 +24,10 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from data.plumbing import precision
+from data.plumbing import BASE, precision
 from data.tokens import collate, encode_rows, load_encoding, load_rows
 from dlr import GPT, GPTConfig
 from eval import by_length
-from train import BASE
 
 SMOLLM2 = dict(vocab_size=49152, block_size=512, n_layer=30, n_head=9, n_kv_head=3, n_embd=576,
                ffn_dim=1536)

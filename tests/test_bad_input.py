@@ -18,6 +18,8 @@ import eval as evaluation
 import gds
 import train
 from data import arithmetic, wordproblems
+from data.plumbing import BASE
+from dlr import GPT
 
 pytest.importorskip("safetensors")
 
@@ -37,6 +39,7 @@ def good(tmp_path_factory):
     d = tmp_path_factory.mktemp("good")
     argv = small_run(d)
     train.main([*argv, "--epochs", "1", "--out", str(d / "run")])
+    (d / "run" / "summary.json").unlink()  # there is something to resume
     hugging_face_folder(d / "hf")
     shutil.copyfile(d / "run" / "ckpt.pt", d / "coded.pt")
     return d
@@ -128,7 +131,7 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("batch not a multiple", "train.py", "--batch_size must be a multiple.*6, 4 and 1",
      t("--batch_size", "6", "--grad_accum", "4")),
     ("rows negative", "train.py", "--rows must be >= 0.*-1", t("--rows", "-1")),
-    ("eval_rows negative", "train.py", "--eval_rows must be >= -1.*-2", t("--eval_rows", "-2")),
+    ("eval_rows negative", "train.py", "--eval_rows >= -1, got .*-2", t("--eval_rows", "-2")),
     ("seed beyond torch", "train.py", "--seed", t("--seed", "99999999999999")),
     ("more rows than there are", "train.py", "33 rows.*only 32", t("--rows", "33")),
     ("alpha_reg negative", "train.py", "--alpha_reg must be >= 0", t("--alpha_reg", "-1")),
@@ -173,7 +176,7 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("no checkpoint", "train.py", r"none\.pt", t("--init_from", "{d}/none.pt")),
     ("empty", "train.py", r"base\.pt: not a readable", bad_file("base.pt", b"", t())),
     ("cut", "train.py", r"base\.pt: not a readable", bad_file(
-        "base.pt", train.BASE.read_bytes()[:4000], t())),
+        "base.pt", BASE.read_bytes()[:4000], t())),
     ("a pickle that runs code", "train.py", r"base\.pt: not a readable", bad_file(
         "base.pt", pickle.dumps(Bomb()), t())),
     ("code in torch's format", "train.py", r"base\.pt: not a readable",
@@ -206,15 +209,13 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("resume with flags", "train.py", "no other flag", lambda d: [*resume(d), "--lr", "1e-3"]),
     ("resume a list", "train.py", r"config\.json", bad_file("run/config.json", "[1]", resume)),
     ("resume config cut", "train.py", r"config\.json", bad_file("run/config.json", "{", resume)),
-    ("resume older flags", "train.py", r"config\.json.*\['chunk', .*'warmup'\]", bad_file(
+    ("resume older flags", "train.py", r"config\.json was .*'chunk', .*'warmup'", bad_file(
         "run/config.json", {"warmup": 1}, resume)),
     ("resume cut", "train.py", r"ckpt\.pt: not a readable", bad_file("run/ckpt.pt", b"x", resume)),
-    ("resume a base", "train.py", r"ckpt\.pt", edited("run/ckpt.pt", lambda s: {
-        "config": s["config"], "model": s["model"]}, resume)),
     # eval.py
     ("eval no run", "eval.py", "none", lambda d: [str(d / "none")]),
     ("eval no checkpoint", "eval.py", r"ckpt\.pt", lambda d: [str(d / "hf")]),
-    ("eval a base", "eval.py", "without tokenizer", lambda d: [str(train.BASE)]),
+    ("eval a base", "eval.py", "without tokenizer", lambda d: [str(BASE)]),
     ("eval no split", "eval.py", r"exam\.jsonl does not exist", e("--split", "exam")),
     ("eval no arm", "eval.py", "half.*choose from", e("--arms", "half")),
     ("eval no data", "eval.py", "gsm9k", e("--data", "gsm9k")),
@@ -242,7 +243,7 @@ def test_bad_input_is_one_error(what, script, words, make, good, tmp_path, monke
         pytest.fail("training began")
 
     shutil.copytree(good, tmp_path, dirs_exist_ok=True)
-    monkeypatch.setattr(train.GPT, "dlr_loss", no_step)
+    monkeypatch.setattr(GPT, "dlr_loss", no_step)
     monkeypatch.setattr("sys.argv", [script])
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)

@@ -67,7 +67,9 @@ def test_zero_codebook_is_the_plain_lm_bit_for_bit():
     model, (idx, targets) = make(codes=0.0), data()
     assert torch.equal(model(idx, codes="off")[0], model(idx)[0])
     assert torch.equal(model(idx, targets, codes="off")[1], model(idx, targets)[1])
-    assert not GPT(GPTConfig(**TINY)).codebook.weight.any()
+    fresh = GPT(GPTConfig(**{**TINY, "n_embd": 512, "n_layer": 1, "router_std": 0.3}))
+    assert not fresh.codebook.weight.any()
+    assert fresh.router.weight.std().item() == pytest.approx(0.3, rel=0.05)
 
 
 def test_steering_adds_the_scaled_code_to_every_token_of_its_chunk():

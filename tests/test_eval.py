@@ -56,7 +56,8 @@ TRUTH = [  # text, gold, which of the two verdicts are right; "nothing": no answ
     # a part of a longer literal is no answer
     ("#### 1/2", "1", NOTHING), ("#### 1/2", "2", NOTHING), ("#### 1 1/2", "1", NOTHING),
     ("#### 1 000", "1", NOTHING), ("#### 3:30", "3", NOTHING), ("#### 5^2", "5", NOTHING),
-    ("#### 1e6", "1", WRONG), ("#### 2.5e-06", "2.5", WRONG),
+    ("#### 1 / 2", "1", NOTHING), ("#### 1e6", "1", WRONG), ("#### 2.5e-06", "2.5", WRONG),
+    ("#### 1e99999999999999999999", "1", NOTHING),
     # which one counts: the first after ####, and anywhere the last
     ("#### 18\nQuestion: next\n#### 20", "18", STRICT), ("The answer is 18.", "18", FLEXIBLE),
     ("#### x 18", "18", FLEXIBLE), ("she has 18 shells, not 20", "18", NOTHING),

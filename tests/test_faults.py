@@ -12,6 +12,7 @@ from faults import FILES, HALF, PLACED, WHOLE, again, assert_same, finish, start
 import eval as evaluation
 import train
 from data.plumbing import load_checkpoint
+from dlr import GPT
 
 
 @pytest.fixture(scope="module")
@@ -86,14 +87,14 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatc
 
 def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, whole, monkeypatch, capsys):
     """Broken if a NaN loss went on training or overwrote the last good checkpoint."""
-    real, calls = train.GPT.dlr_loss, []
+    real, calls = GPT.dlr_loss, []
 
     def loss(self, *a):
         calls.append(1)
         value, terms = real(self, *a)
         return value * (float("nan") if len(calls) == 5 else 1.0), terms
 
-    monkeypatch.setattr(train.GPT, "dlr_loss", loss)
+    monkeypatch.setattr(GPT, "dlr_loss", loss)
     assert "step 4: loss or gradient is not finite" in fails(
         [*whole[0], "--out", str(tmp_path / "run")], capsys)
     saved = load_checkpoint(tmp_path / "run" / "ckpt.pt")

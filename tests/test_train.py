@@ -15,7 +15,7 @@ from faults import steps
 
 import eval as evaluation
 import train
-from data.plumbing import load_checkpoint
+from data.plumbing import BASE, load_checkpoint
 from data.tokens import load_encoding
 from data.wordproblems import generate
 from dlr import GPT
@@ -71,11 +71,11 @@ def test_the_main_job(tmp_path, capsys):
 
 def test_the_base_model_can_do_what_it_was_pretrained_for():
     """Broken if the committed base checkpoint were not the one that the README's command makes."""
-    model, enc = GPT.from_checkpoint(train.BASE), load_encoding("wordproblems")
+    model, enc = GPT.from_checkpoint(BASE), load_encoding("wordproblems")
     rows = [r | {"final": str(r["final"])} for r in generate(60, 5, "test", ops=(1, 2))]
     summary, _ = evaluation.evaluate(model, enc, rows, ("off",), max_new_tokens=100)
     assert summary["arms"]["off"]["strict"] > 0.85
-    assert train.BASE.stat().st_size < 4_000_000
+    assert BASE.stat().st_size < 4_000_000
 
 
 def test_pretraining_makes_a_base_checkpoint(tmp_path):
@@ -203,8 +203,11 @@ def test_the_final_evaluation_does_not_hold_the_optimizer(tmp_path, small, monke
     before, seen, real = optimizers(), [], train.evaluate
     monkeypatch.setattr(train, "evaluate", evaluate)
     train.main([*small[:-1], "4", "--out", str(tmp_path)])
-    train.main(["--resume", "--out", str(tmp_path)])
+    (tmp_path / "summary.json").unlink()
+    train.main(["--resume", "--out", str(tmp_path)])  # from a checkpoint with the optimizer
     assert seen == [before, before]
+    train.main(["--resume", "--out", str(tmp_path)])
+    assert len(seen) == 2, "what is evaluated is not evaluated again"
 
 
 def test_tiny_takes_what_is_there(tmp_path, small):
