@@ -32,7 +32,7 @@ from tqdm import trange
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import train
-from data.plumbing import find_device, open_model, precision, write, write_records, write_text
+from data import plumbing
 from data.tokens import collate, encode_rows, load_rows
 from eval import check_golds, evaluate, table
 
@@ -119,15 +119,12 @@ def assort(item, codes, first_new, rng):
 def run(args):
     """train.py's loop for plain fine-tuning, shortened: no resume, one process, whole batches."""
     out = Path(args.out)
-    if (out / "config.json").exists():
-        raise ValueError(f"--out {out} already holds a run; choose another folder")
-    device, why = find_device(args.device)
-    autocast = precision(args.dtype, device)
+    device, why = plumbing.find_device(args.device)
+    autocast = plumbing.precision(args.dtype, device)
     torch.manual_seed(args.seed)
     if args.init_from == "scratch" or args.grad_accum > 1:
         raise ValueError("these baselines start from a trained model, and know no --grad_accum")
-    base = train.BASE if args.init_from == "base" else args.init_from
-    model, enc = open_model(base, args.block_size)
+    model, enc = plumbing.open_model(args.init_from, args.block_size)
     rows = load_rows(args.data, "train", args.rows or None, at_most=args.tiny)
     items, left_out = encode_rows(rows, enc, model.config.block_size - N_PAUSE * (args.method == "pause"))
     held_out = []
@@ -136,6 +133,8 @@ def run(args):
         check_golds(held_out if args.generate else [])
     steps = math.ceil(args.epochs * len(items) / args.batch_size)
     print(f"{args.method} on {args.data}: {len(items)} rows ({left_out} too long), {steps} steps, {device} ({why})")
+
+    log = plumbing.open_folder(out, args, enc.name, 0)
 
     suffix, codes = [], None
     if args.method == "pause":
@@ -160,7 +159,7 @@ def run(args):
     groups = [{"params": [p for p in lm if p.dim() >= 2], "weight_decay": train.WEIGHT_DECAY},
               {"params": [p for p in lm if p.dim() < 2], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95))
-    lines, seconds = [], 0.0
+    seconds = 0.0
     for step in trange(steps, desc=args.method, disable=None):
         start = time.time()
         lr = args.lr * train.learning_rate(step, steps)
@@ -177,36 +176,32 @@ def run(args):
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds += time.time() - start
-        lines.append({"step": step + 1, "loss": loss.item(), "lr": lr, "seconds": round(seconds, 3)})
+        line = {"step": step + 1, "loss": loss.item(), "lr": lr, "seconds": round(seconds, 3)}
+        log.write(json.dumps(line) + "\n")
+    log.close()
 
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / "config.json", json.dumps(vars(args), indent=1))
-    write_records(out / "metrics.jsonl", lines)
     state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "step": steps,
              "tokenizer": enc.name, "suffix": suffix, "train": vars(args)}
-    write(out / "ckpt.pt", lambda tmp: torch.save(state, tmp))
+    plumbing.write(out / "ckpt.pt", lambda tmp: torch.save(state, tmp))
     if held_out:
         with autocast:
             summary, records = evaluate(model, enc, held_out, ("off",), args.generate, args.max_new_tokens,
                                         seed=args.seed, suffix=suffix)
         summary |= {"method": args.method, "split": args.eval_split, "train_seconds": seconds}
-        write_records(out / "answers.jsonl", records)
-        write_text(out / "summary.json", json.dumps(summary, indent=1))
+        plumbing.write_records(out / "answers.jsonl", records)
+        plumbing.write_text(out / "summary.json", json.dumps(summary, indent=1))
         print(table({args.method: summary}))
 
 
 def main(argv=None):
     method, *flags = sys.argv[1:] if argv is None else argv or [""]
-    try:
+    with plumbing.one_line_errors("baselines.py"):
         if method not in ("pause", "tokenassorted") or {"--resume", "--method"} & {*flags}:
             raise ValueError(f"pause or tokenassorted comes first, then flags of train.py without --method "
                              f"and --resume; got {' '.join([method, *flags])!r}")
         args = train.parse(["--method", "sft", *flags])
         args.method, args.out = method, args.out.replace("runs/sft-", f"runs/{method}-")
         run(args)
-    except (ValueError, OSError, FloatingPointError, ImportError) as e:
-        print(f"baselines.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from analysis.labels import label_rows  # noqa: E402
 from analysis.routing import codes_of_answer_tokens, ngram_purity, routing  # noqa: E402
-from data.plumbing import find_device, precision, write_text  # noqa: E402
+from data.plumbing import find_device, one_line_errors, precision, write_text  # noqa: E402
 from data.tokens import collate, encode_row, end_token, load_rows  # noqa: E402
 from eval import arm_codes, bootstrap, by_length, check_golds, decode, grade, load_run  # noqa: E402
 
@@ -257,9 +257,9 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
 
     def drawn(name, codes):
         """choose(...) of an arm whose codes do not come from the router."""
-        table = (position_codes(codes, starts, n_chunks, seed) if name == "position" else
-                 arm_codes(name, range(P), codes, n_chunks, C, seed))
-        return from_table(table.to(device))
+        if name == "position":
+            return from_table(position_codes(codes, starts, n_chunks, seed).to(device))
+        return from_table(arm_codes(name, range(P), codes, n_chunks, model, seed))
 
     tests = {"off": (torch.zeros_like(vectors), argmax), "mean": (mean.expand(C, -1).contiguous(), argmax)}
     for name in ("random", "shuffled", "position"):
@@ -413,7 +413,7 @@ def main(argv=None):
     parser.add_argument("--batch_size", type=int, default=128, help="prompts generated at once")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors("causal.py"):
         if args.rows < 0 or args.batch_size < 1:
             raise ValueError(f"--rows must be >= 0, --batch_size >= 1, got {args.rows}, {args.batch_size}")
         device, _ = find_device(args.device)
@@ -425,9 +425,6 @@ def main(argv=None):
             result = analyze(model, enc, rows, args.generate, batch_size=args.batch_size)
         about = {"method": flags["method"], "data": data, "split": args.split}
         write_text(out, json.dumps(about | {"config": dataclasses.asdict(model.config)} | result, indent=1))
-    except (ValueError, OSError, ImportError) as e:
-        print(f"causal.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
     print(f"{result['problems']} problems of {data}/{args.split} ({result['left_out']} too long)")
     print("\n".join(result["findings"]))
     print(f"numbers: {out}")

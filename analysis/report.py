@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis.causal import ARMS
-from data.plumbing import find_device, write_text
+from data.plumbing import find_device, one_line_errors, write_text
 from data.tokens import encode_row, end_token, load_rows
 from dlr import KVCache
 from eval import check_golds, grade, load_run
@@ -459,13 +459,10 @@ def main(argv=None):
     parser.add_argument("--rows", type=int, default=6, help="problems shown (default: 6)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
     args = parser.parse_args(argv)
-    try:
+    with one_line_errors("report.py"):
         model, enc, _, flags = load_run(args.run)
         model.to(find_device(args.device)[0])
         report(args.run, model, enc, load_rows(args.data or flags["data"], args.split, args.rows))
-    except (ValueError, OSError, ImportError) as e:
-        print(f"report.py: error: {e}", file=sys.stderr)
-        sys.exit(2)
     print(f"page: {Path(args.run) / 'report.html'}")
 
 

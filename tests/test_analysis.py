@@ -68,8 +68,8 @@ def result():
 def test_every_arm_has_the_accuracy_and_likelihood_known_in_advance(result):
     """Broken if an arm did something else to the codes than it says, in likelihood or in generation."""
     used = [torch.tensor([FILL, k]) for k in KEYS]
-    tables = {"random": arm_codes("random", range(12), None, 2, 12, 0),
-              "shuffled": arm_codes("shuffled", range(12), used, 2, 12, 0),
+    tables = {"random": arm_codes("random", range(12), None, 2, reader(), 0),
+              "shuffled": arm_codes("shuffled", range(12), used, 2, reader(), 0),
               "position": causal.position_codes(used, [1] * 12, 2, 0)}
     right = {name: np.mean([code == key for code, key in zip(table[:, 1].tolist(), KEYS)])
              for name, table in tables.items()}
@@ -193,8 +193,9 @@ def save_run(folder, codes=1.0):
                 "train": {"method": "dlr", "data": "wordproblems", "dtype": "float32"}}, folder / "ckpt.pt")
 
 
-def test_the_command_agrees_with_eval(tmp_path, capsys):
-    """Broken if causal.py wrote other JSON than it says in words, or its "on" were not the "on" of eval.py."""
+def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
+    """Broken if causal.py wrote other JSON than it says in words, its "on" were not the "on" of eval.py, or if what it
+    permutes in generation were the codes of the gold text."""
     save_run(tmp_path / "run")
     causal.main([str(tmp_path / "run"), "--rows", "5", "--no-generate"])
     said = capsys.readouterr().out
@@ -202,7 +203,12 @@ def test_the_command_agrees_with_eval(tmp_path, capsys):
     assert found["problems"] == 5 and found["findings"] and all(line in said for line in found["findings"])
     model, enc, _, _ = evaluation.load_run(tmp_path / "run")
     rows = load_rows("wordproblems", "test", 5)
+    routed, real = [], causal.routes
+    monkeypatch.setattr(causal, "routes", lambda model, ids, *rest: routed.append(ids) or real(model, ids, *rest))
     found["arms"] = causal.analyze(model, enc, rows, max_new_tokens=8)["arms"]
+    ids, n = encode_row(rows[0], enc)
+    assert routed[0][0] == ids[:-1]
+    assert routed[1][0] == ids[:n] + model.generate([ids[:n]], 8, stop=enc.encode_single_token(END))[0]
     plain, _ = evaluation.evaluate(model.eval(), enc, rows, max_new_tokens=8)
     for arm, s in plain["arms"].items():
         assert found["arms"][arm]["nats"] == pytest.approx(s["nats"], abs=1e-6)
