@@ -3,7 +3,8 @@ What a training step and generation cost. Measured side by side on the same batc
 
   - a DLR step (forward and backward, likelihood) for N = 1, 4, 8 candidates, in SFT steps. The
     arithmetic: an SFT step is a forward of 1 and a backward of 2, so at half depth DLR is
-    0.5 + 1 below the codes, twice 0.5 + 1 above, and 0.5 for each candidate: (4.5 + N / 2) / 3;
+    0.5 + 1 below the codes, twice 0.5 + 1 above, and 0.5 for each candidate: (4.5 + N / 2) / 3.
+    FLOPs, counted, say the same with the head, which stands above the codes as a whole;
   - greedy generation, codes off and on, beside transformers' generate with the same weights and
     prompts, batched by length as eval.py does it.
 
@@ -14,6 +15,7 @@ Time is CPU time of one thread, or a GPU's wall time. A GPU also tells the peak 
 """
 
 import argparse
+import contextlib
 import json
 import statistics
 import sys
@@ -22,6 +24,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data.plumbing import BASE, precision
@@ -65,24 +68,29 @@ def steps(model, items, args, device):
     kinds = {"sft": lambda idx, targets: model(idx, targets, codes="off")[1]}
     kinds |= {f"dlr N={N}": dlr(N) for N in args.rollouts}
     bound = {"sft": 1.0} | {f"dlr N={N}": (4.5 + N / 2) / 3 for N in args.rollouts}
-    seconds, peak = {kind: [] for kind in kinds}, dict.fromkeys(kinds)
-    for i in range(args.batches + 1):  # the first warms up
+    seconds, peak, flops = {kind: [] for kind in kinds}, dict.fromkeys(kinds), {}
+    for i in range(args.batches + 1):  # the first warms up, and its FLOPs are counted
         batch = items[i * args.batch_size : (i + 1) * args.batch_size]
         idx, targets = (t.to(device) for t in collate(batch))
         for kind, loss in kinds.items():
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
+            counter = FlopCounterMode(display=False) if i == 0 else contextlib.nullcontext()
             start = clock(device)
-            with precision("auto", device):
-                value = loss(idx, targets)
-            value.backward()
-            if i > 0:
+            with counter:
+                with precision("auto", device):
+                    value = loss(idx, targets)
+                value.backward()
+            if i == 0:
+                flops[kind] = counter.get_total_flops()
+            else:
                 seconds[kind].append(clock(device) - start)
             del value
             model.zero_grad(set_to_none=True)
             if device == "cuda":
                 peak[kind] = max(peak[kind] or 0, torch.cuda.max_memory_allocated() / 1e6)
     return [{"case": kind, "seconds": statistics.median(seconds[kind]), "bound_x": bound[kind],
+             "flops_x": flops[kind] / flops["sft"],
              "time_x": paired(seconds[kind], seconds["sft"]), "peak_mb": peak[kind],
              "peak_x": peak[kind] and peak[kind] / peak["sft"]} for kind in kinds]
 
@@ -154,10 +162,10 @@ def main(argv=None):
     print(f"{args.shape} on {name}, torch {torch.__version__}")
     found["steps"] = steps(model.train(), items, args, device)
     for s in found["steps"]:
-        memory = f"  peak {s['peak_mb']:.0f} MB, {s['peak_x']:.2f} x" if s["peak_mb"] else ""
+        memory = f", peak {s['peak_mb']:.0f} MB, {s['peak_x']:.2f} x" if s["peak_mb"] else ""
         print("{:14}{:8.1f} ms  {:.2f} x sft ({:.2f}-{:.2f})".format(
-            s["case"], 1000 * s["seconds"], *s["time_x"]) + f"  bound {s['bound_x']:.2f}{memory}",
-            flush=True)
+            s["case"], 1000 * s["seconds"], *s["time_x"])
+            + f", bound {s['bound_x']:.2f}, FLOPs {s['flops_x']:.2f}{memory}", flush=True)
     if prompts:
         found["generation"] = generation(model.eval(), prompts, args, device)
     for s in found.get("generation", []):
