@@ -4,20 +4,23 @@ and the search-select-update training step.
 After Yu, Su, Abdullah, "Dynamic Latent Routing", arXiv 2605.14323 (2026).
 
 The idea. Cut the sequence x_1..x_T into chunks of K tokens. At a middle layer l* a router reads the
-state of each chunk's FIRST token and picks one of C codes. The code's learned vector is added to the
-state of every token of the chunk. Each training step tries N code sequences (search), keeps the one
-that makes the answer most likely (select), and trains language model, codes and router (update).
+state of each chunk's FIRST token (the rest does not exist yet when we generate) and picks one of C
+codes. The code's learned vector is added to the state of every token of the chunk.
 
-    tokens -- embed -- block 1..l* --+-- h_mid ----------------(+)-- block l*+1..L -- head -- logits
-                                     |                          |
-                              every K-th state                  |  alpha * e_a, the same vector
-                                     |                          |  for all K tokens of a chunk
-                                     +-- router --  codes a  -- codebook
-                                                    ^ argmax, or the winner of the search
+    tokens -- embed -- l* blocks --+-- h ------------------(+)-- other blocks -- norm, head -- logits
+                                   |                        |
+                            every K-th state                |  alpha * e_a, the same vector
+                                   |                        |  for all K tokens of a chunk
+                                   +-- router --  codes a --+
+                                                  ^ argmax, or in training the winner of a search
 
-Two facts make it cheap. Routing reads h_mid BEFORE steering, so one pass through the lower half
-serves all chunks, all N candidates and both losses of a step. And the prompt is never a label, so
-the vocabulary projection runs at the answer's positions only.
+Training. Rows are prompt + answer, only the answer's tokens are labels. Each step tries N code
+sequences (search), keeps the one that makes the answer most likely (select), and trains language
+model, codebook and router (update). The search has seen the answer, which inference has not: so the
+router learns to foretell the winner from the prefix. N tries can tell it at most log2 N bits.
+
+The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
+the two graded passes, codes off and on: a step runs 1 lower and N + 2 upper halves.
 
 Letters in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T / K) chunks, C codes,
 H = n_embd, N candidates, V vocabulary, L labelled positions of the batch, hd = head_dim.
@@ -42,7 +45,7 @@ class GPTConfig:
     # Dynamic Latent Routing
     n_codes: int = 32  # C; with 1 there is nothing to route: one static learned vector
     chunk: int = 4  # K
-    steer_layer: int | None = None  # l*: blocks below the steering; default n_layer // 2
+    steer_layer: int | None = None  # l*: how many blocks run before the steering; default half
     steer_scale: float = 0.5  # alpha
     route_norm: bool = True  # the router reads h / rms(h); False, as in the paper: h itself
     router_std: float = 0.1  # std of the router's initial weights; the paper: 0.01
@@ -57,17 +60,14 @@ class GPTConfig:
 
     def __post_init__(self):
         for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd",
-                     "n_codes", "chunk", "ffn_dim", "head_dim"):
+                     "n_codes", "chunk"):
             value = getattr(self, name)
-            by_default = value is None and name in ("ffn_dim", "head_dim")
-            if not by_default and (type(value) is not int or value < 1):
+            if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-        if self.ffn_dim is None:
-            self.ffn_dim = math.ceil(8 * self.n_embd / 3 / 32) * 32
-        if self.head_dim is None:
-            self.head_dim = self.n_embd // self.n_head
-            if self.n_embd % self.n_head:
-                raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd}, {self.n_head}")
+        if self.head_dim is None and self.n_embd % self.n_head:
+            raise ValueError(f"n_embd must be a multiple of n_head, got {self.n_embd}, {self.n_head}")
+        self.head_dim = self.head_dim or self.n_embd // self.n_head
+        self.ffn_dim = self.ffn_dim or math.ceil(8 * self.n_embd / 3 / 32) * 32
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (RoPE turns pairs), got {self.head_dim}")
         if self.n_head % self.n_kv_head:
@@ -78,8 +78,7 @@ class GPTConfig:
             raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (of n_layer blocks at "
                              f"least one follows the steering), got {self.steer_layer}")
         if not (0 <= self.steer_scale < math.inf and 0 <= self.router_std < math.inf):
-            raise ValueError(f"steer_scale and router_std must be finite and >= 0, "
-                             f"got {self.steer_scale}, {self.router_std}")
+            raise ValueError(f"steer_scale, router_std: finite and >= 0, got {self.steer_scale}, {self.router_std}")
 
 
 # ---- The transformer. Named as in Hugging Face's Llama, so its weights fit. -----------------------
@@ -141,11 +140,12 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
-        q = rotate(self.q_norm(q.to(x.dtype)), rope).to(v.dtype)  # under autocast x is float32,
-        k = rotate(self.k_norm(k.to(x.dtype)), rope).to(v.dtype)  # and what projections return bfloat16
+        # Under autocast projections return bfloat16, but x is float32: so we norm and rotate.
+        q = rotate(self.q_norm(q.to(x.dtype)), rope).to(v.dtype)
+        k = rotate(self.k_norm(k.to(x.dtype)), rope).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        # With a cache, T tokens are the first ones (causal among themselves) or T = 1 (sees all).
+        # T > 1 tokens are always a row's first ones, causal among themselves; a single one sees all.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.n_head != self.n_kv_head)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.n_head * self.hd))
 
@@ -189,7 +189,7 @@ class GPT(nn.Module):
         self.layers = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.codebook = nn.Embedding(config.n_codes, config.n_embd)  # e_k, the rows
+        self.codebook = nn.Embedding(config.n_codes, config.n_embd)  # e_a, the rows
         self.router = nn.Linear(config.n_embd, config.n_codes, bias=False)  # W_rt
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
@@ -198,41 +198,40 @@ class GPT(nn.Module):
         angles = torch.outer(positions, rope_frequencies(config)).repeat(1, 2)  # (block_size, hd)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        # Running average of how often code i is followed by code j; starts uniform (see prior_kl).
-        C = config.n_codes
-        self.register_buffer("bigram", torch.full((C, C), 1.0 / C**2))
+        # For the prior: a running average of how often code i is followed by code j, first uniform.
+        self.register_buffer("bigram", torch.ones(config.n_codes, config.n_codes) / config.n_codes**2)
 
         for name, p in self.named_parameters():
             if p.dim() == 2:
-                into_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
-                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if into_stream else 0.02)
-        nn.init.zeros_(self.codebook.weight)  # so training starts from exactly the plain LM
+                adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
+                nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if adds_to_stream else 0.02)
         nn.init.normal_(self.router.weight, std=config.router_std)
+        nn.init.zeros_(self.codebook.weight)  # so training starts from exactly the plain LM
 
     def _run(self, x, blocks, cache):
-        """States x (B, T, H) through a range of blocks, after the tokens that the cache holds."""
-        start = cache[blocks.start].pos if cache else 0
-        rope = self.cos[start : start + x.size(1)], self.sin[start : start + x.size(1)]
+        """States x (B, T, H) through a range of blocks, behind the tokens that the cache holds."""
+        pos = cache[blocks[0]].pos if cache and blocks else 0
+        rope = self.cos[pos : pos + x.size(1)], self.sin[pos : pos + x.size(1)]
         for i in blocks:
             x = self.layers[i](x, rope, cache[i] if cache else None)
         return x
 
     def lower(self, idx, cache=None):
-        """Embedding and the first l* blocks, never steered: idx (B, T) -> h_mid (B, T, H)."""
+        """Embedding and the first l* blocks, never steered: idx (B, T) -> h (B, T, H)."""
         return self._run(self.embed_tokens(idx), range(self.config.steer_layer), cache)
 
     def router_logits(self, h):
-        """z = W_rt sg(h) for states h (..., H) -> (..., C). sg, stop-gradient: z never trains the LM."""
+        """z = W_rt sg(h): states (..., H) -> (..., C). sg, stop-gradient: z never trains the LM."""
         h = h.detach().to(self.router.weight.dtype)
         if self.config.route_norm:
             h = F.rms_norm(h, h.shape[-1:], eps=1e-6)
-        with torch.autocast(h.device.type, enabled=False):  # bfloat16 would tie codes that lie close
+        with torch.autocast(h.device.type, enabled=False):  # bfloat16 would make close logits equal
             return self.router(h)
 
     def steer(self, h, codes, start=0):
         """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M)."""
-        chunk = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
-        return h + self.config.steer_scale * self.codebook(codes[:, chunk])
+        chunk_of = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
+        return h + self.config.steer_scale * self.codebook(codes[:, chunk_of])
 
     def upper(self, h, cache=None):
         """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""
@@ -247,6 +246,7 @@ class GPT(nn.Module):
 
         Returns (logits, loss). Without targets: logits (B, T, V), loss None. With targets: logits
         (L, V) of the labelled positions, and their mean cross-entropy in nats (0 if there are none).
+        That loss never trains the router: DLR trains by dlr_loss.
         """
         self._check(idx, targets)
         self._check_codes(codes, idx.size(0), math.ceil(idx.size(1) / self.config.chunk))
@@ -267,7 +267,7 @@ class GPT(nn.Module):
         return self.router_logits(self.lower(idx)[:, :: self.config.chunk])
 
     def token_logp(self, h, targets):
-        """log p(x_t | x_<t) from states h (B, T, H) at l*, steered or not -> (B, T), 0 where unlabelled."""
+        """log p(targets[b, t] | tokens up to t), (B, T), 0 where unlabelled, from states h (B, T, H)."""
         labelled = targets >= 0
         logits = self.lm_head(self.upper(h)[labelled])  # (L, V)
         logp = torch.zeros(targets.shape, device=h.device)
@@ -278,20 +278,20 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def _search(self, h, z, targets, n_rollouts, temperature, select):
-        """SEARCH and SELECT from h_mid (B, T, H) and routing logits z (B, M, C) -> codes a* (B, M)."""
+        """SEARCH and SELECT from states h (B, T, H) and routing logits z (B, M, C) -> codes (B, M)."""
         if select == "greedy":
             return z.argmax(-1)
         # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
         gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
         codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
         if select == "joint":
-            codes[0] = z.argmax(-1)
+            codes[0] = z.argmax(-1)  # so the winner's joint score is never below the router's own
         # How likely does each candidate make the row's answer? One upper half each, (N, B) in all.
         score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in codes])
         if select == "joint":
             score = score + (code_logp(z, codes) * chunk_mask(targets, self.config.chunk)).sum(-1)
         best = score.argmax(0)  # (B,)
-        return codes[best, torch.arange(len(best), device=z.device)]
+        return codes[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
 
     def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood"):
         """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
@@ -303,29 +303,32 @@ class GPT(nn.Module):
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood",
                  alpha_policy=0.1, alpha_reg=0.1):
         """
-        The loss of one training step,
+        The loss of one training step, and what each of its terms trains:
 
-            L = - log p(x)                            generalist: the plain LM, codes off
-                - log [ p(x | a*) / sg p(x) ]         info_gain: the LM steered by the codes a*
-                - alpha_policy * log p(a* | x)        policy: the router learns to choose a*
-                + alpha_reg * KL(bigram || bi-Zipf)   regularizer: a prior on which code follows which
+            loss = - log p(x)                           generalist   LM: it must work without codes
+                   - log [ p(x | a*) / sg p(x) ]        info_gain    LM, codebook: and with a*
+                   - alpha_policy * log p(a* | x)       policy       router: choose a* unseen
+                   + alpha_reg * KL(bigram || target)   regularizer  router: a prior, see prior_kl
 
+        Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
         log p(x) are means over the batch's labelled tokens, log p(a* | x) over its real chunks.
         a* is, of N = n_rollouts code sequences drawn from softmax(z / temperature), row by row
 
             select "likelihood" (the paper): the one with the greatest log p(x | a);
-            select "joint": ... log p(x | a) + log p(a | x), the router's argmax being candidate 1;
-            select "greedy": the router's argmax, nothing is drawn, policy = 0: the control without
-                search. It shows what search adds.
+            select "joint": with the greatest log p(x | a) + log p(a | x), where candidate 0 is the
+                router's argmax;
+            select "greedy": the router's argmax, nothing is drawn and policy is 0, so that the prior
+                alone trains the router: the control that shows what searching adds.
 
-        Returns (loss, terms): terms are the four detached scalars, and "usage" (C,), how often the
-        router's argmax chose each code. In train() mode the prior's running average moves on.
+        Returns (loss, terms): the four as detached scalars, info_gain as a gain and the others as losses,
+        and "usage" (C,), how often the router's argmax chose each code. In train() mode the prior's
+        running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
         z = self.router_logits(h[:, :: self.config.chunk])  # (B, M, C)
         mask = chunk_mask(targets, self.config.chunk)  # (B, M)
-        a = self._search(h.detach(), z.detach(), targets, n_rollouts, temperature, select)  # (B, M)
+        a = self._search(h, z, targets, n_rollouts, temperature, select)  # (B, M)
 
         n_labels = (targets >= 0).sum().clamp(min=1)
         plain = self.token_logp(h, targets).sum() / n_labels  # log p(x)
@@ -337,24 +340,23 @@ class GPT(nn.Module):
         regularizer = self.prior_kl(z.softmax(-1), mask)
 
         loss = -plain - info_gain + alpha_policy * policy + alpha_reg * regularizer
-        terms = {"generalist": -plain, "info_gain": info_gain, "policy": policy,
-                 "regularizer": regularizer,
-                 "usage": torch.bincount(z.argmax(-1)[mask], minlength=self.config.n_codes)}
-        return loss, {name: value.detach() for name, value in terms.items()}
+        usage = torch.bincount(z.argmax(-1)[mask], minlength=self.config.n_codes)  # (C,)
+        terms = {"generalist": -plain, "info_gain": info_gain, "policy": policy, "regularizer": regularizer}
+        return loss, {name: term.detach() for name, term in terms.items()} | {"usage": usage}
 
     def prior_kl(self, probs, mask):
         """
-        The marginal entropy regularizer KL(P || target) in nats, from the router's probabilities
-        probs (B, M, C) and the real chunks mask (B, M). The soft bigram B[i, j] is the mean of
-        p(a_m = i) p(a_m+1 = j) over neighbouring chunks; P = 0.8 * running average + 0.2 * B.
+        The marginal entropy regularizer: KL(P || target) in nats. P (C, C) is how often code i is
+        followed by code j: 0.8 * running average + 0.2 * this batch's mean of p(a_m = i) p(a_m+1 = j)
+        over neighbouring real chunks; probs (B, M, C), mask (B, M). The target is P itself without
+        repetitions and with Zipf frequencies (bizipf_target), gradient-free; it moves with P.
         """
-        pair = mask[:, :-1] & mask[:, 1:]  # (B, M-1)
-        if self.config.n_codes == 1 or not pair.any():
+        neighbours = mask[:, :-1] & mask[:, 1:]  # (B, M-1)
+        if self.config.n_codes == 1 or not neighbours.any():
             return probs.new_zeros(())
-        first, second = probs[:, :-1][pair], probs[:, 1:][pair]  # (pairs, C) each
+        first, second = probs[:, :-1][neighbours], probs[:, 1:][neighbours]  # (pairs, C) each
         with torch.autocast(probs.device.type, enabled=False):  # shares of 1 / C^2 need float32
-            B = first.T @ second / len(first)  # (C, C), sums to 1
-        P = 0.8 * self.bigram + 0.2 * B
+            P = 0.8 * self.bigram + 0.2 * first.T @ second / len(first)  # (C, C), sums to 1
         if self.training:
             self.bigram.copy_(P.detach())
         target = bizipf_target(P.detach())
@@ -367,9 +369,9 @@ class GPT(nn.Module):
         """
         Continue each prompt (a list of token ids); returns the new ids, one list for each prompt.
 
-        codes: as in forward, a LongTensor covering ceil((longest prompt + max_new_tokens) / K)
-            chunks or the whole context; or a function choose(z, row, chunk) in place of the argmax:
-            z (B, m, C) of the m chunks that begin, their numbers (B, m) -> their codes (B, m).
+        codes: as in forward; a LongTensor must cover the context or ceil((longest prompt +
+            max_new_tokens) / K) chunks. Or a function codes(z, row, chunk) in place of the argmax: of
+            m chunks that begin, z (B, m, C), their rows and chunk numbers, (B, m) each -> (B, m).
         stop: a token id that ends a row and is not returned; a full context ends it, too.
         """
         K, block_size, device = self.config.chunk, self.config.block_size, self.cos.device
@@ -382,7 +384,7 @@ class GPT(nn.Module):
             return [[] for _ in prompts]
         B, lens = len(prompts), [len(p) for p in prompts]
         prompt_len = torch.tensor(lens, device=device)  # (B,)
-        end = min(max(lens) + max_new_tokens, block_size + 1)  # the last token is not read
+        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: the last token is never read
         n_chunks = math.ceil(min(end, block_size) / K)
         if torch.is_tensor(codes) and codes.dim() == 2:
             codes = codes[:, :n_chunks]  # more than needed is fine
@@ -394,16 +396,16 @@ class GPT(nn.Module):
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt)
         routed = codes is None or callable(codes)
-        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, chunks so far)
+        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, M so far)
         done = torch.zeros(B, dtype=torch.bool, device=device)
         cache = [KVCache() for _ in self.layers]
         start = 0  # how many tokens have been read
-        # All rows stand at the same position t: tokens start..t-1 are read, token t is predicted.
-        # The first round reads the shortest prompt, each other one token; where a longer prompt has
-        # a token t of its own, that one stays. So chunks begin at the same t in all rows.
+        # All rows stand at the same position t: tokens start..t-1 are read and token t is predicted.
+        # The first round reads the shortest prompt at once, every later round one token; rows whose
+        # prompt is longer keep their own token t. So chunks begin at the same t in all rows.
         for t in range(min(lens), end):
             h = self.lower(tokens[:, start:t], cache)  # (B, t - start, H)
-            begins = h[:, -start % K :: K]  # (B, m, H): the states that begin a chunk; m may be 0
+            begins = h[:, -start % K :: K]  # (B, m, H) at multiples of K, where chunks begin; m may be 0
             if routed and begins.size(1) > 0:
                 z = self.router_logits(begins)  # (B, m, C)
                 row = torch.arange(B, device=device)[:, None].expand(z.shape[:2])
@@ -418,7 +420,7 @@ class GPT(nn.Module):
             answering = t >= prompt_len  # (B,)
             tokens[:, t] = torch.where(answering, new, tokens[:, t])
             done |= answering & (new == stop)
-            if (done | (t + 1 >= prompt_len + max_new_tokens)).all():
+            if (done | (t + 1 >= prompt_len + max_new_tokens)).all():  # stopped, or as long as allowed
                 break
             start = t
 
@@ -432,8 +434,7 @@ class GPT(nn.Module):
             raise ValueError(f"idx must be a LongTensor (B, T) with T in 1..{self.config.block_size} "
                              f"(block_size), got {idx.dtype} {tuple(idx.shape)}")
         if targets is not None and targets.shape != idx.shape:
-            raise ValueError(f"targets must have the shape of idx, {tuple(idx.shape)}, "
-                             f"got {tuple(targets.shape)}")
+            raise ValueError(f"idx and targets must have one shape, got {tuple(idx.shape)}, {tuple(targets.shape)}")
         if select not in ("likelihood", "joint", "greedy"):
             raise ValueError(f'select must be "likelihood", "joint" or "greedy", got {select!r}')
         if n_rollouts < 1 or not 0 <= temperature < math.inf:
@@ -444,15 +445,14 @@ class GPT(nn.Module):
             return
         if not torch.is_tensor(codes) or codes.dtype != torch.long or codes.shape != (B, M):
             got = f"{codes.dtype} {tuple(codes.shape)}" if torch.is_tensor(codes) else repr(codes)
-            raise ValueError(f'codes must be None (the router\'s argmax), "off" or a LongTensor '
-                             f"({B}, {M}), got {got}")
+            raise ValueError(f'codes must be None, "off" or a LongTensor ({B}, {M}), got {got}')
         if codes.min() < 0 or codes.max() >= self.config.n_codes:
             raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, "
                              f"got {codes.min()}..{codes.max()}")
 
     @classmethod
     def from_checkpoint(cls, path, **overrides):
-        """A model from a checkpoint of train.py; overrides: fields of its config, where codes start fresh."""
+        """A model from a checkpoint of train.py. overrides of its config: what trained codes allow."""
         from data.plumbing import load_model
         return load_model(path, **overrides)
 
@@ -468,8 +468,8 @@ class GPT(nn.Module):
 
 def chunk_mask(targets, K):
     """
-    Which chunks steer a real token: targets (B, T) -> bool (B, M). A row ends at its last label:
-    what follows is padding, whose chunks take no part in policy and prior.
+    Which chunks are real, the prompt's included: targets (B, T) -> bool (B, M). A row ends at its
+    last label; what follows is padding, whose chunks take no part in policy and prior.
     """
     position = torch.arange(targets.size(1), device=targets.device)
     row_len = torch.where(targets >= 0, position + 1, 0).amax(1)  # (B,)
@@ -484,9 +484,9 @@ def code_logp(z, codes):
 
 def bizipf_target(P):
     """
-    The bi-Zipf prior's target for the bigram P (C, C): its diagonal damped by 1e-5 (a code should
-    not follow itself), then 3 Sinkhorn rounds, rows then columns scaled to Zipf marginals: 1 / rank
-    over the first floor(0.8 C) codes, 0 for the others.
+    The prior's target for the bigram P (C, C): its diagonal damped by 1e-5 (a code should not follow
+    itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
+    proportion to 1 / (i + 1), the last fifth of the codes never.
     """
     C = P.size(0)
     zipf = 1.0 / torch.arange(1, C + 1, device=P.device)

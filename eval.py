@@ -51,8 +51,8 @@ def to_number(text):
 def grade(text, gold):
     """
     Generated text against the gold answer: a number, a letter A-Z, or yes or no; only answers of
-    its kind are looked for. strict: what stands right after the first "####" is right. flexible:
-    the last one anywhere is. parsed: there is one after "####". A missing answer is wrong.
+    its kind are looked for. strict: the one right after the first "####" is right. flexible: the last
+    one anywhere is right. parsed: there is one after "####". A missing answer is wrong.
     """
     gold = str(gold).strip()
     if to_number(gold) is not None:
@@ -79,13 +79,13 @@ def check_golds(rows):
             raise ValueError(f"{row.get('where', f'row {i}')}: {e}") from e
 
 
-# ---- The arms. Draws belong to a problem, so that no neighbour in its batch has a say. -----------
+# ---- The arms. Codes are drawn from seeds of each problem, so batching has no say. ---------------
 
 
 def arm_codes(arm, problems, own, n_chunks, model, seed):
     """
     What model(codes=...) takes for an arm: None, "off", or codes (len(problems), n_chunks).
-    own: for "shuffled", each problem's codes under "on" (m,); they are repeated where m < n_chunks.
+    own: for "shuffled", each problem's codes under "on", (m,) each; repeated up to n_chunks.
     """
     if arm not in ARMS:
         raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
@@ -113,15 +113,15 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
     """Greedy answers to prompts (lists of token ids) under each arm: {arm: texts}, in their order."""
     K, device = model.config.chunk, model.cos.device
     texts = {arm: [None] * len(prompts) for arm in arms}
-    batches = by_length([len(p) for p in prompts], batch_size)
-    for batch in tqdm(batches, desc="answers", leave=False, disable=None):
+    for batch in tqdm(by_length([len(p) for p in prompts], batch_size), "answers", leave=False, disable=None):
         ids = [prompts[i] for i in batch]
-        n_chunks = math.ceil(min(len(ids[-1]) + max_new_tokens, model.config.block_size) / K)
+        n_chunks = math.ceil(min(max(map(len, ids)) + max_new_tokens, model.config.block_size) / K)
         on, own = None, []
         if "on" in arms or "shuffled" in arms:
             on = model.generate(ids, max_new_tokens, stop=end_token(enc))
-            wholes = [(prompt + new)[: model.config.block_size] for prompt, new in zip(ids, on)]
-            own = [model.route(torch.tensor([w], device=device))[0].argmax(-1).cpu() for w in wholes]
+        for prompt, new in zip(ids, on) if "shuffled" in arms else ():
+            whole = torch.tensor([(prompt + new)[: model.config.block_size]], device=device)
+            own.append(model.route(whole)[0].argmax(-1).cpu())
         for arm in arms:
             codes = arm_codes(arm, batch, own, n_chunks, model, seed)
             out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_token(enc))
@@ -162,8 +162,8 @@ def likelihood(model, items, arms, batch_size=32, seed=0):
 
 def bootstrap(a, b, weights=None, n=10_000, seed=0):
     """
-    mean(a) - mean(b), paired by problem, (weighted), and its 95 % interval over problems:
-    (diff, low, high). Problems are drawn anew, with replacement, n times.
+    The (weighted) mean of a - b over problems and its 95 % interval: (diff, low, high), from n draws
+    of as many problems, with replacement.
     """
     d = np.asarray(a, float) - np.asarray(b, float)
     w = np.ones(len(d)) if weights is None else np.asarray(weights, float)
@@ -176,8 +176,8 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
              seed=0, suffix=()):
     """
     Every arm on the same problems -> (summary, records). Per arm: nats per answer token and, where
-    answers are generated, the fractions strict, flexible and parsed; nats and strict minus those of
-    "off" (random, shuffled: and of "on"), each with its 95 % interval. records: a dict per problem.
+    answers are generated, the fractions strict, flexible and parsed; differences in nats and strict to
+    "off" (of random and shuffled also to "on") with 95 % intervals. records: a dict per problem.
     Rows too long for the context are left out and counted. suffix: ids that end every prompt.
     """
     items, kept = [], []
@@ -211,9 +211,8 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
         s = {"nats": float(nll[arm].sum() / counts.sum())}
         for key in ("strict", "flexible", "parsed") if generate else ():
             s[key] = float(np.mean([r[arm][key] for r in records]))
-        for other in ("off", "on"):
-            if other == arm or other not in arms or (arm, other) == ("off", "on"):
-                continue
+        against = {"off": (), "on": ("off",)}.get(arm, ("off", "on"))
+        for other in [other for other in against if other in arms]:
             s[f"nats_minus_{other}"] = bootstrap(nll[arm] / counts, nll[other] / counts, counts)
             s[f"same_as_{other}"] = bool((nll[arm] == nll[other]).all())
             if generate:
@@ -226,15 +225,15 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
 
 def table(summaries):
     """{name of a run: summary} as text, one line for each arm."""
-    lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':27}{'strict':>7}"
-             f"{'  minus off [95 %]':23}{'flexible':>9}{'parsed':>8}"]
+    lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}"
+             f"{'  minus off [95 %]':22}{'flexible':>9}{'parsed':>8}"]
     for name, summary in summaries.items():
         for arm, s in summary["arms"].items():
             line = f"{name:>14} {arm:9}{s['nats']:11.4f}"
             if "nats_minus_off" in s:
                 line += "  {:+.4f} [{:+.4f}, {:+.4f}]".format(*s["nats_minus_off"])
             if "strict" in s:
-                line = line.ljust(62) + f"{s['strict']:7.1%}"
+                line = line.ljust(63) + f"{s['strict']:7.1%}"
                 if "strict_minus_off" in s:
                     points = [100 * x for x in s["strict_minus_off"]]
                     line += "  {:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
@@ -268,7 +267,7 @@ def ask(model, enc, question, max_new_tokens=320, suffix=()):
 
 
 def load_run(path):
-    """A run's folder, or its ckpt.pt -> (model, encoding, ids that end every prompt, the run's flags)."""
+    """A run's folder or ckpt.pt -> (model, encoding, ids that end every prompt (pause), flags)."""
     path = Path(path)
     saved = plumbing.load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
     if not {"tokenizer", "train"} <= saved.keys():

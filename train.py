@@ -4,10 +4,9 @@ plain SFT under the same budget, and prints both beside each other.
 
     python train.py                                  # the main job, about 6 minutes on 2 CPU cores
     python train.py --tiny                           # the same in half a minute: see all of it work
-    python train.py --method sft --lr 5e-4           # plain fine-tuning alone; --help: the controls
+    python train.py --method sft --lr 5e-4           # SFT alone, see --help for all controls
     python train.py --data gsm8k --init_from data/smollm2        # a real model, real GSM8K (README)
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
-    torchrun --nproc_per_node=2 train.py             # each process takes its share of every batch
 
 A run's folder holds config.json (the flags), metrics.jsonl (a line a step), ckpt.pt, summary.json and
 answers.jsonl (the evaluation).
@@ -21,6 +20,7 @@ import os
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -32,11 +32,11 @@ from data.files import read_json, read_jsonl
 from data.tokens import DATASETS, collate, encode_rows, load_rows
 from eval import ARMS, bootstrap, check_golds, evaluate, table
 
-METHODS = ("dlr", "static", "random_router", "frozen", "sft", "pretrain")
-CODED = METHODS[:4]  # these route and steer
+CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
+METHODS = (*CODED, "sft", "pretrain")
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
-WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # fraction of the steps; gradient norm; AdamW
+WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
 
 
 def parse(argv):
@@ -51,8 +51,8 @@ def parse(argv):
             kind = {"action": argparse.BooleanOptionalAction}
         parser.add_argument(f"--{name}", default=default, help=f"{help} (default: {default})", **kind)
 
-    flag("method", "dlr", "dlr; its controls static (one code), random_router (it never learns), frozen "
-         "(only codes and router learn), sft; pretrain", choices=METHODS)
+    flag("method", "dlr", "dlr; controls: static (one code), random_router (untrained router), frozen "
+         "(untrained LM), sft (no codes); pretrain: a base model", choices=METHODS)
     flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder with train.jsonl, test.jsonl")
     flag("init_from", "base", "base (embedded), scratch, a .pt checkpoint, or a Hugging Face folder")
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
@@ -105,8 +105,8 @@ def parse(argv):
                 "max_new_tokens", "save_every")
     for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
-        if not 0 <= value < math.inf or (value == 0 and name in positive):
-            raise ValueError(f"--{name} must be {low} and finite, got {value}")
+        if not 0 <= value < math.inf or (value == 0 and low == "> 0"):
+            raise ValueError(f"--{name} must be finite and {low}, got {value}")
     if not 0 <= args.seed < 2**31 or args.eval_rows < -1:
         raise ValueError(f"--seed must be in 0..2^31-1, --eval_rows >= -1, got {args.seed}, {args.eval_rows}")
     for name, value in FIXED.get(args.method, {}).items():
@@ -115,8 +115,7 @@ def parse(argv):
         setattr(args, name, value)
     no_policy = args.select == "greedy" or args.n_codes == 1
     if no_policy and "alpha_policy" in given and args.alpha_policy > 0:
-        raise ValueError(f"--alpha_policy must be 0 with --select greedy or --n_codes 1, where the policy "
-                         f"term is always zero; got {args.alpha_policy}")
+        raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
     for name, small in {"rows": 160, "epochs": 2.0, "eval_rows": 100}.items():
         if args.tiny and name not in given:
             setattr(args, name, small)
@@ -144,7 +143,7 @@ def train(args):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     device, why = plumbing.find_device(args.device)
     if world > 1 and not dist.is_initialized():  # started by torchrun
-        dist.init_process_group("nccl" if device == "cuda" else "gloo")
+        dist.init_process_group(timeout=timedelta(days=1))  # others wait while process 0 evaluates
         if device == "cuda":
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     autocast = plumbing.precision(args.dtype, device)
@@ -170,10 +169,12 @@ def train(args):
     split = "pretrain" if args.method == "pretrain" else "train"
     rows = load_rows(args.data, split, args.rows or None, at_most=args.tiny)
     items, left_out = encode_rows(rows, enc, model.config.block_size)  # [(ids, n_prompt)]
-    if args.method == "pretrain":  # two problems a row, so that longer rows meet no unseen position
-        items = [(a + b, 1) for (a, _), (b, _) in zip(items[::2], items[1::2])]  # and all is labelled
-        items = [(ids, n) for ids, n in items if len(ids) - 1 <= model.config.block_size]
+    if args.method == "pretrain":  # two problems a row, to train later positions, too; all is labelled
+        pairs = [(a + b, 1) for (a, _), (b, _) in zip(items[::2], items[1::2])]
+        items = [(ids, n) for ids, n in pairs if len(ids) - 1 <= model.config.block_size]
     steps = math.ceil(args.epochs * len(items) / args.batch_size)
+    if steps == 0:
+        raise ValueError(f"no two of the {len(rows)} rows fit the context together")
     say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
         f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -188,7 +189,7 @@ def train(args):
     lm, codes = [], []
     for name, p in model.named_parameters():
         is_code = name.startswith(("codebook.", "router."))
-        learns = args.method in CODED if is_code else args.method != "frozen"
+        learns = (args.method in CODED) if is_code else (args.method != "frozen")
         if name == "router.weight" and (args.method == "random_router" or args.n_codes == 1):
             learns = False
         p.requires_grad_(learns)
@@ -206,7 +207,7 @@ def train(args):
         say(f"resumed {out} at step {step}")
 
     if rank == 0:
-        log = plumbing.open_folder(out, args, enc.name, step)
+        log = plumbing.open_folder(out, args, enc.name, step)  # metrics.jsonl, cut back to `step`
 
     interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
     if world == 1:
@@ -222,7 +223,7 @@ def train(args):
         # loss and gradient: this process's micro-batches, each weighted by its share of the labels
         batch = [item(i) for i in range(step * args.batch_size, (step + 1) * args.batch_size)]
         n_labels = sum(len(ids) - n_prompt for ids, n_prompt in batch)
-        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # a resumed run draws the same
+        torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # the search's noise, after a resume, too
         metrics = {}
         for part in range(rank, parts, world):
             idx, targets = (t.to(device) for t in collate(batch[part::parts]))
@@ -259,21 +260,20 @@ def train(args):
 
         # log, show, save
         if usage is not None:
-            p = usage / usage.sum()
-            metrics["active"] = (p > 0).float().mean().item()  # share of the codes that this batch used
-            metrics["perplexity"] = torch.special.entr(p).sum().exp().item()
-            metrics["usage"] = [round(share, 4) for share in p.tolist()]
+            freq = usage / usage.sum()
+            metrics["active"] = (freq > 0).float().mean().item()  # share of the codes that this batch used
+            metrics["perplexity"] = torch.special.entr(freq).sum().exp().item()
+            metrics["usage"] = [round(f, 4) for f in freq.tolist()]
         if rank == 0:
             line = {"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}
             log.write(json.dumps(line) + "\n")
             log.flush()
-            shown = [name for name in ("loss", "info_gain", "active", "perplexity") if name in metrics]
-            bar.set_postfix({name: f"{metrics[name]:.3f}" for name in shown})
+            bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("loss", "info_gain", "active") if k in metrics})
             if step % args.save_every == 0 or step == steps or interrupted:
-                state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(),
-                         "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
-                         "tokenizer": enc.name, "train": vars(args)}
-                plumbing.write(ckpt, lambda tmp, state=state: torch.save(state, tmp))
+                plumbing.write_checkpoint(ckpt, {
+                    "config": dataclasses.asdict(model.config), "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
+                    "tokenizer": enc.name, "train": vars(args)})
         bar.update()
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -286,14 +286,14 @@ def train(args):
 def run(args):
     """Train, then evaluate: (summary, records), or None where nothing is evaluated."""
     out = Path(args.out)
-    if args.resume and (out / "summary.json").exists():  # all is done, and written last
+    if args.resume and (out / "summary.json").exists():  # the last file written: all is done
         return read_json(out / "summary.json"), [item for _, item in read_jsonl(out / "answers.jsonl")]
     held_out = []
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
         if args.generate:
             check_golds(held_out)
-    model, enc = train(args)  # its optimizer is gone by now: the evaluation has the memory
+    model, enc = train(args)  # the optimizer's memory is free again after it
     if int(os.environ.get("RANK", 0)) > 0:
         return None
     if args.method == "pretrain":  # a base checkpoint is the plain language model in bfloat16

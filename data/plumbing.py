@@ -97,12 +97,16 @@ def build(config, weights, source, **overrides):
     return model
 
 
+def write_checkpoint(path, state):
+    write(path, lambda tmp: torch.save(state, tmp))
+
+
 def save_base(model, path):
     """The plain language model in bfloat16, without codes: half the bytes."""
     code_or_head = ("codebook.", "router.", "bigram", "lm_head.")
     plain = {name: w.bfloat16() for name, w in model.state_dict().items() if not name.startswith(code_or_head)}
     base = {"config": dataclasses.asdict(model.config), "model": plain}
-    write(path, lambda tmp: torch.save(base, tmp))
+    write_checkpoint(path, base)
 
 
 def find_device(wanted):
