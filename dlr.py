@@ -16,11 +16,11 @@ codes. The code's learned vector is added to the state of every token of the chu
 
 Training. Rows are prompt + answer, only the answer's tokens are labels. Each step tries N code
 sequences (search), keeps the one that makes the answer most likely (select), and trains language
-model, codebook and router (update). The search has seen the answer, which inference has not: so the
-router learns to foretell the winner from the prefix. N tries can tell it at most log2 N bits.
+model, codebook and router (update). The search sees the answer, inference does not: so the router
+learns to predict the winner from the prefix. One winner of N tells at most log2 N bits a row.
 
 The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
-the two graded passes, codes off and on: a step runs 1 lower and N + 2 upper halves.
+the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves.
 
 Letters in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T / K) chunks, C codes,
 H = n_embd, N candidates, V vocabulary, L labelled positions of the batch, hd = head_dim.
@@ -140,12 +140,12 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
-        # Under autocast projections return bfloat16, but x is float32: so we norm and rotate.
+        # Under autocast projections return bfloat16: norm and rotate in x's float32, then cast back.
         q = rotate(self.q_norm(q.to(x.dtype)), rope).to(v.dtype)
         k = rotate(self.k_norm(k.to(x.dtype)), rope).to(v.dtype)
         if cache is not None:
             k, v = cache.append(k, v)
-        # T > 1 tokens are always a row's first ones, causal among themselves; a single one sees all.
+        # T > 1 only with an empty cache, so is_causal is right; a single token sees the whole cache.
         y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=self.n_head != self.n_kv_head)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.n_head * self.hd))
 
@@ -210,7 +210,7 @@ class GPT(nn.Module):
 
     def _run(self, x, blocks, cache):
         """States x (B, T, H) through a range of blocks, behind the tokens that the cache holds."""
-        pos = cache[blocks[0]].pos if cache and blocks else 0
+        pos = cache[blocks[0]].pos if cache and blocks else 0  # l* = 0: no blocks
         rope = self.cos[pos : pos + x.size(1)], self.sin[pos : pos + x.size(1)]
         for i in blocks:
             x = self.layers[i](x, rope, cache[i] if cache else None)
@@ -253,7 +253,7 @@ class GPT(nn.Module):
         h = self.lower(idx)
         if codes is None:
             codes = self.router_logits(h[:, :: self.config.chunk]).argmax(-1)  # (B, M)
-        x = self.upper(h if isinstance(codes, str) else self.steer(h, codes))
+        x = self.upper(h if isinstance(codes, str) else self.steer(h, codes))  # the only str is "off"
         if targets is None:
             return self.lm_head(x), None
         labelled = targets >= 0
@@ -286,10 +286,11 @@ class GPT(nn.Module):
         codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
         if select == "joint":
             codes[0] = z.argmax(-1)  # so the winner's joint score is never below the router's own
-        # How likely does each candidate make the row's answer? One upper half each, (N, B) in all.
+        # How likely does each candidate make the row's answer? One upper half each: (N, B).
         score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in codes])
         if select == "joint":
             score = score + (code_logp(z, codes) * chunk_mask(targets, self.config.chunk)).sum(-1)
+        torch.clear_autocast_cache()  # older torch would reuse these gradient-free casts in the loss
         best = score.argmax(0)  # (B,)
         return codes[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
 
@@ -305,14 +306,14 @@ class GPT(nn.Module):
         """
         The loss of one training step, and what each of its terms trains:
 
-            loss = - log p(x)                           generalist   LM: it must work without codes
-                   - log [ p(x | a*) / sg p(x) ]        info_gain    LM, codebook: and with a*
-                   - alpha_policy * log p(a* | x)       policy       router: choose a* unseen
-                   + alpha_reg * KL(bigram || target)   regularizer  router: a prior, see prior_kl
+            loss = - log p(x)                       generalist   LM: it must work without codes
+                   - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: and with a*
+                   - alpha_policy * log p(a* | x)   policy       router: predict a* from the prefix
+                   + alpha_reg * KL(P || target)    regularizer  router: a prior, see prior_kl
 
         Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
-        log p(x) are means over the batch's labelled tokens, log p(a* | x) over its real chunks.
-        a* is, of N = n_rollouts code sequences drawn from softmax(z / temperature), row by row
+        log p(x): of the labels, given the prompt, a mean per label; log p(a* | x): per real chunk.
+        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature), and a* is for
 
             select "likelihood" (the paper): the one with the greatest log p(x | a);
             select "joint": with the greatest log p(x | a) + log p(a | x), where candidate 0 is the
@@ -321,8 +322,8 @@ class GPT(nn.Module):
                 alone trains the router: the control that shows what searching adds.
 
         Returns (loss, terms): the four as detached scalars, info_gain as a gain and the others as losses,
-        and "usage" (C,), how often the router's argmax chose each code. In train() mode the prior's
-        running average moves on.
+        and "usage" (C,), how many real chunks the router's argmax gave each code. In train() mode the
+        prior's running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
@@ -333,7 +334,7 @@ class GPT(nn.Module):
         n_labels = (targets >= 0).sum().clamp(min=1)
         plain = self.token_logp(h, targets).sum() / n_labels  # log p(x)
         steered = self.token_logp(self.steer(h, a), targets).sum() / n_labels  # log p(x | a*)
-        info_gain = steered - plain.detach()  # sg: its gradient is that of the steered loss
+        info_gain = steered - plain.detach()  # its value is the gain, its gradient steered's alone
         policy = -(code_logp(z, a) * mask).sum() / mask.sum().clamp(min=1)
         if select == "greedy":
             policy = torch.zeros_like(policy)
@@ -348,15 +349,15 @@ class GPT(nn.Module):
         """
         The marginal entropy regularizer: KL(P || target) in nats. P (C, C) is how often code i is
         followed by code j: 0.8 * running average + 0.2 * this batch's mean of p(a_m = i) p(a_m+1 = j)
-        over neighbouring real chunks; probs (B, M, C), mask (B, M). The target is P itself without
-        repetitions and with Zipf frequencies (bizipf_target), gradient-free; it moves with P.
+        over neighbouring real chunks; probs (B, M, C), mask (B, M). The target: a detached copy of P,
+        made anew at each step, with almost no repetitions and Zipf's frequencies (bizipf_target).
         """
         neighbours = mask[:, :-1] & mask[:, 1:]  # (B, M-1)
         if self.config.n_codes == 1 or not neighbours.any():
             return probs.new_zeros(())
         first, second = probs[:, :-1][neighbours], probs[:, 1:][neighbours]  # (pairs, C) each
         with torch.autocast(probs.device.type, enabled=False):  # shares of 1 / C^2 need float32
-            P = 0.8 * self.bigram + 0.2 * first.T @ second / len(first)  # (C, C), sums to 1
+            P = 0.8 * self.bigram + 0.2 * (first.T @ second) / len(first)  # (C, C), sums to 1
         if self.training:
             self.bigram.copy_(P.detach())
         target = bizipf_target(P.detach())
@@ -369,9 +370,9 @@ class GPT(nn.Module):
         """
         Continue each prompt (a list of token ids); returns the new ids, one list for each prompt.
 
-        codes: as in forward; a LongTensor must cover the context or ceil((longest prompt +
-            max_new_tokens) / K) chunks. Or a function codes(z, row, chunk) in place of the argmax: of
-            m chunks that begin, z (B, m, C), their rows and chunk numbers, (B, m) each -> (B, m).
+        codes: as in forward; a LongTensor needs at least ceil(min(longest prompt + max_new_tokens,
+            block_size) / K) columns. Or a function codes(z, row, chunk) -> (B, m) instead of the argmax,
+            for the m chunks that begin: z (B, m, C), their row and chunk numbers (B, m) each.
         stop: a token id that ends a row and is not returned; a full context ends it, too.
         """
         K, block_size, device = self.config.chunk, self.config.block_size, self.cos.device
@@ -384,7 +385,7 @@ class GPT(nn.Module):
             return [[] for _ in prompts]
         B, lens = len(prompts), [len(p) for p in prompts]
         prompt_len = torch.tensor(lens, device=device)  # (B,)
-        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: the last token is never read
+        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: a last token may be written, never read
         n_chunks = math.ceil(min(end, block_size) / K)
         if torch.is_tensor(codes) and codes.dim() == 2:
             codes = codes[:, :n_chunks]  # more than needed is fine
@@ -396,7 +397,7 @@ class GPT(nn.Module):
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt)
         routed = codes is None or callable(codes)
-        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, M so far)
+        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, M) or "off"
         done = torch.zeros(B, dtype=torch.bool, device=device)
         cache = [KVCache() for _ in self.layers]
         start = 0  # how many tokens have been read
@@ -405,7 +406,7 @@ class GPT(nn.Module):
         # prompt is longer keep their own token t. So chunks begin at the same t in all rows.
         for t in range(min(lens), end):
             h = self.lower(tokens[:, start:t], cache)  # (B, t - start, H)
-            begins = h[:, -start % K :: K]  # (B, m, H) at multiples of K, where chunks begin; m may be 0
+            begins = h[:, -start % K :: K]  # (B, m, H) from the first multiple of K on; m may be 0
             if routed and begins.size(1) > 0:
                 z = self.router_logits(begins)  # (B, m, C)
                 row = torch.arange(B, device=device)[:, None].expand(z.shape[:2])
@@ -452,7 +453,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path, **overrides):
-        """A model from a checkpoint of train.py. overrides of its config: what trained codes allow."""
+        """A model from a checkpoint of train.py; overrides: n_codes, chunk, ... where codes are untrained."""
         from data.plumbing import load_model
         return load_model(path, **overrides)
 
@@ -486,11 +487,10 @@ def bizipf_target(P):
     """
     The prior's target for the bigram P (C, C): its diagonal damped by 1e-5 (a code should not follow
     itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
-    proportion to 1 / (i + 1), the last fifth of the codes never.
+    proportion to 1 / (i + 1), the last fifth of the codes never. Few codes (C < 5) must repeat.
     """
-    C = P.size(0)
-    zipf = 1.0 / torch.arange(1, C + 1, device=P.device)
-    zipf[max(1, int(0.8 * C)) :] = 0.0
+    zipf = 1.0 / torch.arange(1, len(P) + 1, device=P.device)
+    zipf[max(1, int(0.8 * len(P))) :] = 0.0
     zipf /= zipf.sum()
     Q = P.clone()
     Q.diagonal().mul_(1e-5)
