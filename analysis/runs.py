@@ -24,6 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from data import plumbing  # noqa: E402
 from eval import bootstrap  # noqa: E402
 
 # Rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
@@ -112,46 +113,53 @@ def over_seeds(a, b, weights=None):
     return diff, low, high
 
 
-def table(lines, reference="sft"):
-    """Markdown: one row for each label, mean ± sd over seeds; "minus" is paired with `reference`'s same seeds."""
+def table(lines, reference=None):
+    """
+    Markdown: one row for each label, mean ± sd over seeds. "minus" is the run, codes on where it has any, minus
+    `reference` (a label; default: the first one) with its codes off, paired by problem and seed.
+    """
     groups = {}
     for line in lines:
         groups.setdefault(line["label"], {})[line["seed"]] = line
+    reference = reference or next(iter(groups))
     if reference not in groups:
-        raise ValueError(f"no run is labelled {reference!r}, which the others are compared with; got {[*groups]}")
+        raise ValueError(f"no run is labelled {reference!r}; there are {', '.join(groups)}")
+    base, tokens = groups[reference], np.array(lines[0]["tokens"], float)
+
+    def points(line, arm):
+        return np.array([100.0 * (digit == "1") for digit in line["strict"][arm]])
+
+    def nats(line, arm):  # per answer token of each problem
+        return np.array(line["nll"][arm]) / tokens
+
+    def mean(group, read, arm, weights, form):
+        means = [np.average(read(line, arm), weights=weights) for line in group.values()]
+        return f"{np.mean(means):{form}}" + (f" ± {np.std(means, ddof=1):{form}}" if len(means) > 1 else "")
+
+    def difference(group, arm, other, other_arm, read, weights, form):
+        seeds = sorted(group.keys() & other.keys())
+        if not seeds:
+            return ""
+        a, b = [read(group[s], arm) for s in seeds], [read(other[s], other_arm) for s in seeds]
+        return "{:+{f}} [{:+{f}}, {:+{f}}]".format(*over_seeds(a, b, weights), f=form)
+
     out = [f"| run | seeds | accuracy %, on | off | minus {reference}, points [95 %] | nats, on | off "
-           f"| minus {reference}, nats [95 %] | steps | train s |", "|---" * 10 + "|"]
+           f"| minus {reference}, nats [95 %] | on - off, nats [95 %] | steps |", "|---" * 10 + "|"]
     for label, group in groups.items():
-        arm = "on" if "on" in next(iter(group.values()))["nll"] else "off"
-        seeds = sorted(group.keys() & groups[reference].keys())
+        one = next(iter(group.values()))
+        coded = "on" in one["nll"]
+        arm = "on" if coded else "off"
         cells = [label, str(len(group))]
-
-        def verdicts(line, arm):
-            return [100.0 * (digit == "1") for digit in line["strict"][arm]]
-
-        def nats(line, arm):  # per token of each problem
-            return np.array(line["nll"][arm]) / np.array(line["tokens"])
-
-        for read, form in ((verdicts, ".1f"), (nats, ".4f")):
-            if read is verdicts and "strict" not in next(iter(group.values())):
+        for read, weights, form in ((points, None, ".1f"), (nats, tokens, ".4f")):
+            if read is points and "strict" not in one:
                 cells += ["", "", ""]
                 continue
-            weights = None if read is verdicts else np.array(lines[0]["tokens"], float)
-            for shown in ("on", "off"):
-                if shown not in next(iter(group.values()))["nll"]:
-                    cells.append("")
-                    continue
-                means = [np.average(read(line, shown), weights=weights) for line in group.values()]
-                sd = f" ± {np.std(means, ddof=1):{form}}" if len(means) > 1 else ""
-                cells.append(f"{np.mean(means):{form}}{sd}")
-            if label == reference or not seeds:
-                cells.append("")
-                continue
-            a = [read(group[seed], arm) for seed in seeds]
-            b = [read(groups[reference][seed], "off") for seed in seeds]
-            cells.append("{:+{f}} [{:+{f}}, {:+{f}}]".format(*over_seeds(a, b, weights), f=form))
+            cells.append(mean(group, read, "on", weights, form) if coded else "")
+            cells.append(mean(group, read, "off", weights, form))
+            versus = difference(group, arm, base, "off", read, weights, form)
+            cells.append("" if label == reference else versus)
+        cells.append(difference(group, "on", group, "off", nats, tokens, ".4f") if coded else "")
         cells.append(", ".join(map(str, sorted({line["steps"] for line in group.values()}))))
-        cells.append(f"{np.mean([line['seconds'] for line in group.values()]):.0f}")
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
@@ -161,6 +169,7 @@ def main(argv=None):
     parser.add_argument("name", nargs="?", choices=[*EXPERIMENTS], help="the experiment")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
+    parser.add_argument("--reference", help="label of the runs that the others are compared with (default: the first)")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of finished runs, instead of NAME")
     args = parser.parse_args(argv)
     if args.compare:
@@ -168,7 +177,7 @@ def main(argv=None):
         for folder in map(Path, args.compare):
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
             lines.append({"label": config["method"], "seed": config["seed"], **read_run(folder)})
-        print(table(lines))
+        print(table(lines, args.reference))
         return
     if not args.name:
         parser.error("give the NAME of an experiment, or --compare RUN RUN ...")
@@ -179,11 +188,13 @@ def main(argv=None):
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [pool.submit(measure, args.name, label, settings[label], seed) for label, seed in todo]
             for job in jobs:
-                job.result()  # raises what the job raised
+                job.result()  # raises what the job raised, after the others
     lines = load(args.name)
     order = list(settings)
-    print(table(sorted(lines, key=lambda line: (order.index(line["label"]), line["seed"]))))
+    print(table(sorted(lines, key=lambda line: (order.index(line["label"]), line["seed"])), args.reference))
 
 
 if __name__ == "__main__":
-    main()
+    sys.stdout.reconfigure(errors="replace")  # a terminal that has no ± must not end a measurement
+    with plumbing.one_line_errors("runs.py"):
+        main()
