@@ -63,13 +63,24 @@ def by_hand(model, idx, codes=None):
 
 
 def test_zero_codebook_is_the_plain_lm_bit_for_bit():
-    """Broken if steering touched more than the added code vector, or a new model began steered."""
+    """Broken if steering touched anything but the added code vector."""
     model, (idx, targets) = make(codes=0.0), data()
     assert torch.equal(model(idx, codes="off")[0], model(idx)[0])
     assert torch.equal(model(idx, targets, codes="off")[1], model(idx, targets)[1])
-    fresh = GPT(GPTConfig(**{**TINY, "n_embd": 512, "n_layer": 1, "router_std": 0.3}))
-    assert not fresh.codebook.weight.any()
-    assert fresh.router.weight.std().item() == pytest.approx(0.3, rel=0.05)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_a_new_model_begins_as_the_plain_lm(tie):
+    """Broken if it began steered, or with another layer, head or scale than configured."""
+    torch.manual_seed(0)
+    settings = {**TINY, "n_embd": 512, "n_layer": 8, "router_std": 0.3, "tie_embeddings": tie}
+    model = GPT(GPTConfig(**settings))
+    assert not model.codebook.weight.any() and model.config.steer_layer == 4
+    assert (model.lm_head.weight is model.embed_tokens.weight) == tie
+    assert model.router.weight.std().item() == pytest.approx(0.3, rel=0.05)
+    attention = model.layers[0].self_attn
+    assert attention.q_proj.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    assert attention.o_proj.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02), "as GPT-2's"
 
 
 def test_steering_adds_the_scaled_code_to_every_token_of_its_chunk():
@@ -346,15 +357,15 @@ def test_candidates_are_samples_of_the_tempered_router(tau, monkeypatch):
     idx, targets = data(B=2, T=6, prompt=1)
     monkeypatch.setattr(model, "token_logp", lambda h, t: torch.zeros(2, 6))
     tried = candidates(model, monkeypatch)
-    model.search(idx, targets, 20_000, tau)
+    model.search(idx, targets, 8_000, tau)
     codes, p = torch.stack(tried), (model.route(idx) / tau).softmax(-1)
     for b, m in itertools.product(range(2), range(2)):
-        observed = torch.bincount(codes[:, b, m], minlength=6) / 20_000
-        assert (observed - p[b, m]).abs().max() < 0.015, (b, m)
+        observed = torch.bincount(codes[:, b, m], minlength=6) / 8_000
+        assert (observed - p[b, m]).abs().max() < 0.02, (b, m)
     for one, other in (((0, 0), (0, 1)), ((0, 0), (1, 0))):  # independent: joint = product
         both = codes[:, one[0], one[1]] * 6 + codes[:, other[0], other[1]]
-        observed = (torch.bincount(both, minlength=36) / 20_000).view(6, 6)
-        assert (observed - torch.outer(p[one], p[other])).abs().max() < 0.015
+        observed = (torch.bincount(both, minlength=36) / 8_000).view(6, 6)
+        assert (observed - torch.outer(p[one], p[other])).abs().max() < 0.02
 
 
 # ---- the loss ------------------------------------------------------------------------------------
@@ -410,7 +421,7 @@ def test_each_term_by_hand(select, N):
     plain, steered = mean_nll(None), mean_nll(codes)
     assert model(idx, targets, codes="off")[1].item() == pytest.approx(plain, abs=1e-5)
     assert model(idx, targets, codes=codes)[1].item() == pytest.approx(steered, abs=1e-5)
-    p = exact.route(idx).softmax(-1)
+    p = exact.route(idx).softmax(-1).detach()
     chunks = [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1)]  # those that steer a real token
     policy = -sum(math.log(p[b, m, codes[b, m]]) for b, m in chunks) / 5
     policy = 0.0 if select == "greedy" else policy

@@ -152,11 +152,12 @@ def test_the_shuffled_arm_permutes_the_rows_own_codes(monkeypatch):
 
 def test_random_codes_are_uniform_and_belong_to_the_problem():
     """Broken if the random control favoured some codes, or a neighbour changed a problem's draw."""
-    codes = evaluation.arm_codes("random", range(500), [], 40, 8, seed=0)
+    model = GPT(GPTConfig(50, 8, 1, 1, 1, 8, n_codes=8))
+    codes = evaluation.arm_codes("random", range(500), [], 40, model, seed=0)
     assert (torch.bincount(codes.flatten(), minlength=8) / codes.numel() - 1 / 8).abs().max() < 0.01
-    alone = evaluation.arm_codes("random", [7], [], 40, 8, seed=0)
+    alone = evaluation.arm_codes("random", [7], [], 40, model, seed=0)
     assert torch.equal(alone[0], codes[7])
-    assert not torch.equal(evaluation.arm_codes("random", [7], [], 40, 8, seed=1)[0], codes[7])
+    assert not torch.equal(evaluation.arm_codes("random", [7], [], 40, model, seed=1)[0], codes[7])
 
 
 def test_an_arm_that_changes_nothing_is_said_to():
