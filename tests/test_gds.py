@@ -1,8 +1,10 @@
 """General Dijkstra Search: lessons, each compared with something that shares no code with gds.py."""
 
+import copy
 import itertools
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import networkx as nx
@@ -18,6 +20,7 @@ settings.register_profile("gds", derandomize=True, deadline=None, max_examples=6
                           suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("gds")
 ROOT = Path(__file__).parent.parent
+PRINTED = ("parent", "child")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -70,6 +73,20 @@ def agrees(result, best):
         result.value == -np.inf if best is None else abs(result.value - best) < 1e-9)
 
 
+def until(mdp, T):
+    """The same MDP with its horizon cut to T."""
+    cut = copy.copy(mdp)
+    cut.r, cut.T = mdp.r[:T], T
+    return cut
+
+
+def corridor(length, T, gamma, cost):
+    """States 0..length in a row: action 0 waits for nothing, action 1 steps on at a constant cost."""
+    r = np.zeros((T, length + 1, 2))
+    r[:, :-1, 1] = -cost
+    return MDP.deterministic([[s, min(s + 1, length)] for s in range(length + 1)], r, gamma), 0, {length}
+
+
 def full_rules(policy, S):
     return [[rule.get(s, 0) for s in range(S)] for rule in policy]
 
@@ -89,7 +106,6 @@ def test_everything_agrees_with_enumeration(problem):
     assert agrees(gds.gds(m, start, goals, mode, heuristic=False), best)
     assert agrees(gds.brute_force(m, start, goals, mode), best)
     assert agrees(gds.gds_literal(m, start, goals, mode, "repaired"), best)
-    assert agrees(gds.gds_literal(m, start, goals, mode, "cross"), best)
     if mode == "reach":
         assert agrees(gds.reach_dp(m, start, goals), best)
 
@@ -102,7 +118,7 @@ def test_gds_agrees_with_brute_force(problem):
     m = MDP(P, r, gamma)
     exact = gds.brute_force(m, start, goals, mode)
     for result in (gds.gds(m, start, goals, mode), gds.gds(m, start, goals, mode, heuristic=False),
-                   gds.gds_literal(m, start, goals, mode, "repaired"), gds.gds_literal(m, start, goals, mode, "cross"),
+                   gds.gds_literal(m, start, goals, mode, "repaired"),
                    *([gds.reach_dp(m, start, goals)] if mode == "reach" else [])):
         assert gds.same(result, exact)
 
@@ -126,18 +142,18 @@ def test_returned_policies_do_what_they_promise(problem):
 @pytest.mark.parametrize("name", ["river", "scouts"])
 def test_monte_carlo(name):
     """If this failed, the value of a stochastic plan would not be what an agent that follows it pays on average."""
-    w, rng = gds.WORLDS[name](), np.random.default_rng(0)
-    result = gds.gds(w.mdp, w.start, w.goals, w.mode)
+    rng, (mdp, start, goals, mode) = np.random.default_rng(0), gds.WORLDS[name]().problem
+    result = gds.gds(mdp, start, goals, mode)
     returns, ends = [], set()
     for _ in range(4000):
-        s, total = w.start, 0.0
+        s, total = start, 0.0
         for t, rule in enumerate(result.policy):
-            total += w.mdp.gamma**t * w.mdp.r[t, s, rule[s]]
-            s = int(rng.choice(w.mdp.next[s, rule[s]], p=w.mdp.prob[s, rule[s]]))
+            total += mdp.gamma**t * mdp.r[t, s, rule[s]]
+            s = int(rng.choice(mdp.next[s, rule[s]], p=mdp.prob[s, rule[s]]))
         returns.append(total)
         ends.add(s)
     assert abs(np.mean(returns) - result.value) < 4 * np.std(returns) / 4000**0.5 + 1e-9
-    assert ends == set(w.goals)
+    assert ends == set(goals)
 
 
 @given(problems(S=3, T=3))
@@ -157,23 +173,25 @@ def test_bound_is_admissible_on_every_prefix(problem, data):
     m, T = MDP(P, r, gamma), len(r)
     t = data.draw(st.integers(0, T - 1))
     prefix = [data.draw(st.tuples(*[st.integers(0, 1)] * len(P))) for _ in range(t)]
-    bound = gds.backward_bound(m, start, goals, mode)
-    left, d = bound.root, {start: 1.0}
+    weighted, d = [], {start: 1.0}
     for i, rule in enumerate(prefix):
+        weighted += [(i, s, rule[s], gamma**i * p) for s, p in d.items()]
         after = {}
         for s, p in d.items():
-            left = left - p * bound.regret[i, s, rule[s]]
             for s2 in np.flatnonzero(P[s, rule[s]] > 0).tolist():
                 after[s2] = after.get(s2, 0) + p * P[s, rule[s], s2]
         d = after
-    if bound.miss is not None:
-        left = left - np.min([p * bound.miss[t, s] for s, p in d.items()], axis=0).max(0)
-    support = sorted(d)
-    for L in range(max(t, 1), T + 1):  # every completion on the prefix's own states
-        for tail in itertools.product(itertools.product(range(2), repeat=len(P)), repeat=L - t):
-            value, ends = simulate(P, r, gamma, start, np.array([*prefix, *tail], int).reshape(L, len(P)))
-            if ends <= goals if mode == "reach" else ends >= goals:
-                assert left.max() >= value - 1e-9, (support, L)
+    for lengths in gds.shared_lengths(m):
+        if t > lengths[-1]:
+            continue
+        bound = gds.backward_bound(m, start, goals, mode, lengths)
+        left = bound.root - sum(w * x if (x := bound.regret[i, s, a]) < np.inf else x for i, s, a, w in weighted)
+        left = gds._priority(m, bound, gds.Entry(0.0, left, t, tuple(d.items()), (), None, None))
+        for L in range(max(t, lengths[0]), lengths[-1] + 1):  # every completion
+            for tail in itertools.product(itertools.product(range(2), repeat=len(P)), repeat=L - t):
+                value, ends = simulate(P, r, gamma, start, np.array([*prefix, *tail], int).reshape(L, len(P)))
+                if ends <= goals if mode == "reach" else ends >= goals:
+                    assert left >= value - 1e-9, (d, L)
 
 
 def test_cover_bound_by_hand():
@@ -183,11 +201,12 @@ def test_cover_bound_by_hand():
     P[1, 0, 3] = P[1, 1, 4] = P[2, :, 3] = P[3, :, 3] = P[4, :, 4] = 1
     r[1, 1, 1] = -1
     m = MDP(P, r, 0.5)
-    bound = gds.backward_bound(m, 0, {4}, "cover")
-    assert bound.root.tolist() == [0, 0] and bound.miss[0, 0, 0].tolist() == [np.inf, 0.5 * 0.5 * 1]
+    one, two = (gds.backward_bound(m, 0, {4}, "cover", range(L, L + 1)) for L in (1, 2))
+    assert (one.root, one.miss[0, 0, 0]) == (0, np.inf) and (two.root, two.miss[0, 0, 0]) == (0, 0.5 * 0.5 * 1)
     assert gds.gds(m, 0, {4}, "cover").value == -0.25
-    still = gds._miss(bound, 1, ((1, 0.5), (2, 0.5)), ()), gds._miss(bound, 1, ((2, 0.5),), ((1, 0.5),))
-    assert [x[1] for x in still] == [0.25, np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
+    both, late = (((1, 0.5), (2, 0.5)), ()), (((2, 0.5),), ((1, 0.5),))
+    left = [gds._priority(m, two, gds.Entry(0.0, 0.0, 1, *branches, None, None)) for branches in (both, late)]
+    assert left == [-0.25, -np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
 
 
 def test_cover_bound_needs_every_goal():
@@ -227,8 +246,6 @@ def test_pops_by_hand():
     assert gds.gds(m, 0, {0}).pops == 0  # the bound knows that there is no way back
     assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
     assert gds.gds(m, 0, {4}, heuristic=False, max_pops=4).pops == 4
-    undecided = gds._search(m, 0, {4}, "reach", gds.no_bound(m), 100, dedupe=False)
-    assert (undecided.value, undecided.pops) == (-13, 8)  # 0; 1; 2; 3 twice by either action; 3 twice at -6; 4
     free = MDP.deterministic([[0, 1], [1, 2], [2, 2]], np.zeros((3, 3, 2)), 1)
     tied = gds.gds(free, 0, {2}, heuristic=False)  # the longer first: states 0, 0, 0, 0 (dropped), 1 (dropped), 1, 2
     assert (tied.length, tied.pops) == (3, 7)
@@ -299,7 +316,7 @@ def test_tiny_probabilities_are_support(p):
         assert gds.gds(m, 0, {3}, "cover", heuristic=heuristic).length == 3
         assert gds.gds(m, 0, {0}, heuristic=heuristic).status == "infeasible"
     assert gds.reach_dp(m, 0, {0}).status == "infeasible"
-    assert set(gds.occupancy(m, 0, [{0: 0}, {0: 0, 1: 0}])[-1]) == {0, 1, 2}
+    assert set(gds.follow(m, 0, [{0: 0}, {0: 0, 1: 0}])[0][-1]) == {0, 1, 2}
     assert gds.gds_literal(m, 0, {0, 1, 2}, "cover", "repaired").status == "optimal"
 
 
@@ -346,9 +363,8 @@ def test_capped_is_never_infeasible():
 
 def test_brute_force_refuses_what_would_not_finish():
     """If this failed, a reader's call of brute_force on a gridworld would hang instead of saying why."""
-    w = gds.bridge()
     with pytest.raises(ValueError, match="would not finish"):
-        gds.brute_force(w.mdp, w.start, w.goals)
+        gds.brute_force(*gds.bridge().problem)
 
 
 @pytest.mark.parametrize("mode", ["reach", "cover"])
@@ -358,7 +374,7 @@ def test_corner_cases_by_hand(mode):
     assert gds.gds(m, 0, [], mode).value == (-np.inf if mode == "reach" else -1)
     assert gds.gds(m, 0, {0}, mode).value == -2.5  # there at -1, and back at 0.5 * -3
     assert gds.gds(m, 0, {0, 1}, mode).value == (-1 if mode == "reach" else -np.inf)
-    assert gds.gds(m.until(1), 0, {0}, mode).status == "infeasible"
+    assert gds.gds(until(m, 1), 0, {0}, mode).status == "infeasible"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -416,18 +432,17 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
     m, goal = MDP.deterministic(succ, r, gamma), {len(succ) - 1}
     printed = gds.gds_literal(m, 0, goal, mode, reading)
     assert printed.status == "infeasible" and printed.fired >= 1
-    for result in (gds.gds(m, 0, goal, mode), gds.gds_literal(m, 0, goal, mode, "repaired"),
-                   gds.gds_literal(m, 0, goal, mode, "cross")):
+    for result in (gds.gds(m, 0, goal, mode), gds.gds_literal(m, 0, goal, mode, "repaired")):
         assert result.value == optimum
     family, start, goals = gds.late_shortcut(gamma, T)
     assert (family.next[..., 0].tolist(), start, goals) == (succ, 0, goal) and (family.r == r).all()
 
 
 @pytest.mark.parametrize("mode", ["reach", "cover"])
-@pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5), ("cross", 1)])
+@pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5)])
 def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
     """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, greatest costs c, 0, 16."""
-    for cost, what in ((eps * 0.99, "expand"), (eps if reading in gds.SOUND else eps * 1.01, "PRUNE")):
+    for cost, what in ((eps * 0.99, "expand"), (eps if reading == "repaired" else eps * 1.01, "PRUNE")):
         r, seen = np.zeros((3, 3, 2)), []
         r[0, 0, 1], r[2, 0, 0] = -cost, -16  # 0 -> 1 for nothing or for c, and then nothing but 1 -> 2
         m, goals = MDP.deterministic([[1, 1], [2, 2], [2, 2]], r, 0.25), {0} if mode == "reach" else {0, 1}
@@ -438,17 +453,17 @@ def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
 
 def test_pruning_without_discount_or_costs():
     """If this failed: at gamma = 1 the printed eps is infinite, so nothing is pruned; without costs it is 0."""
-    for reading in gds.PRINTED:
-        result = gds.gds_literal(*gds.corridor(2, 3, 1, 1.0), reading=reading)
+    for reading in PRINTED:
+        result = gds.gds_literal(*corridor(2, 3, 1, 1.0), reading=reading)
         assert (result.value, result.fired) == (-2, 0)
-    short_sighted = gds.gds_literal(*gds.corridor(2, 3, 0, 1.0), reading="child")  # gamma = 0: eps is 0 from t = 1 on
+    short_sighted = gds.gds_literal(*corridor(2, 3, 0, 1.0), reading="child")  # gamma = 0: eps is 0 from t = 1 on
     assert short_sighted.status == "infeasible" and short_sighted.fired > 0
     for gamma in (0.5, 1):
-        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
-        assert gds.gds_literal(*gds.corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
+        assert gds.gds_literal(*corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
+        assert gds.gds_literal(*corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
 
 
-@pytest.mark.parametrize("reading", gds.PRINTED)
+@pytest.mark.parametrize("reading", PRINTED)
 def test_goal_sets_popped_before_are_not_recorded(reading):
     """If this failed, the start would prune whatever comes back to it, which the printed algorithm does not say."""
     seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
@@ -460,7 +475,7 @@ def test_goal_sets_popped_before_are_not_recorded(reading):
 def test_the_two_readings_differ():
     """If this failed, the child's value would be recorded under the same goal set in both readings of the print."""
     problem = gds.late_shortcut(0.25, 2)  # the least that the child reading gets wrong; the parent reading needs T = 3
-    assert [gds.gds_literal(*problem, reading=reading).value for reading in gds.PRINTED] == [-1, -np.inf]
+    assert [gds.gds_literal(*problem, reading=reading).value for reading in PRINTED] == [-1, -np.inf]
 
 
 def test_no_smaller_counterexample():
@@ -472,29 +487,21 @@ def test_no_smaller_counterexample():
                 m = MDP.deterministic(np.reshape(succ, (2, 2)), r, 0.25)
                 for goal in ({0}, {1}):
                     exact = gds.brute_force(m, 0, goal)
-                    assert all(gds.same(gds.gds_literal(m, 0, goal, reading=x), exact) for x in gds.PRINTED)
+                    assert all(gds.same(gds.gds_literal(m, 0, goal, reading=x), exact) for x in PRINTED)
 
 
-@pytest.mark.parametrize("gamma, depth", [(0.38, 1), (0.39, 2), (0.6, 3), (0.9, 23), (0.99, 460), (1, np.inf)])
+@pytest.mark.parametrize("gamma, depth", [(0, 1), (0.38, 1), (0.39, 2), (0.6, 3), (0.9, 23), (0.99, 460), (1, np.inf)])
 def test_least_firing_depth(gamma, depth):
     """If this failed, the claim of when the printed pruning is dead code would be wrong (hand-computed depths)."""
     assert gds.least_firing_depth(gamma) == depth
 
 
-def test_shorter_prefixes_may_prune_longer_ones_but_not_the_reverse():
-    """If this failed, our rule for different lengths would never prune across lengths, or would use late records."""
-    r = np.zeros((4, 3, 2))
-    r[0, :, 1] = r[1, 0, :] = -1  # state 0: 1 costs now, lingering costs as much a step later
-    m, across = MDP.deterministic([[0, 1], [1, 1], [2, 2]], r, 1), []
-    gds.gds_literal(m, 0, {2}, reading="cross", trace=lambda t, G, v, what: across.append((t, tuple(G), v, what)))
-    same_length = gds.gds_literal(m, 0, {2}, reading="repaired")
-    assert sum(what == "PRUNE" for *_, what in across) > same_length.fired
-    r = np.zeros((3, 4, 2))
-    r[0, 0, 1], r[1, 1, :] = -0.5, -10  # 0 -> 1 is free but then 1 -> 3 costs 10; the detour 0 -> 2 -> 1 costs 0.5
-    detour = MDP.deterministic([[1, 2], [3, 3], [1, 1], [3, 3]], r, 1)
-    assert gds.gds_literal(detour, 0, {3}, reading="cross").value == -0.5  # eps must be read at the record's times
-    late, start, goal = gds.late_shortcut(0.5, 4)
-    assert gds.gds_literal(late, start, goal, reading="cross").value == -1.5
+def test_least_firing_depth_is_what_a_loop_finds():
+    """If this failed, the closed form would be off by one somewhere, or loop for seconds near 1."""
+    for gamma in [*np.linspace(0, 0.999, 2000), 0.9999, np.sqrt(0.5), 2 - np.sqrt(2), (3 - np.sqrt(5)) / 2]:
+        loop = next(t for t in itertools.count() if gamma**t <= (1 - gamma) / (2 - gamma))
+        assert gds.least_firing_depth(gamma) == loop, gamma
+    assert 13_000_000 < gds.least_firing_depth(0.999999) < 14_000_000
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -561,46 +568,45 @@ def test_history_helps_cover():
 OPTIMA = {
     "toll": (-0.2734875, 4, -1.195, 2),
     "bridge": (-0.742, 12, -1.734, 6),
-    "guard": (-0.922, 12, -4.443, 10),
-    "doors": (-0.846, 12, -1.817, 8),
     "river": (-0.843, 9, -2.174, 7),
     "scouts": (-0.626, 8, None, 8),
 }
 
 
 @pytest.mark.parametrize("name", gds.WORLDS)
-def test_worlds(name):
+def test_worlds(name, capsys):
     """If this failed, a published optimum would have changed: readers check their own solver against these."""
     value, length, static, horizon = OPTIMA[name]
-    w = gds.WORLDS[name]()
-    result = gds.gds(w.mdp, w.start, w.goals, w.mode)
-    assert (round(result.value, 3), result.length) == (round(value, 3), length)
-    if w.mode == "reach":  # by induction, without any search, and the policy is worth what it says
-        induced = gds.reach_dp(w.mdp, w.start, w.goals)
-        assert (round(induced.value, 3), induced.length, induced.pops) == (round(value, 3), length, 0)
-        assert abs(gds.policy_value(w.mdp, w.start, induced.policy) - induced.value) < 1e-9
-        assert set(gds.occupancy(w.mdp, w.start, induced.policy)[-1]) <= w.goals
-        assert gds.reach_dp(w.mdp.until(horizon - 1), w.start, w.goals).pops == 0
-    best_static = gds.static_best(w.mdp, w.start, w.goals, w.mode)
+    mdp, start, goals, mode = gds.WORLDS[name]().problem
+    for heuristic in (True, False) if mdp.K == 1 else (True,):
+        result = gds.gds(mdp, start, goals, mode, heuristic)
+        assert (round(result.value, 3), result.length) == (round(value, 3), length)
+        dists, replayed = gds.follow(mdp, start, result.policy)
+        assert abs(replayed - result.value) < 1e-9 and gds.feasible(mode, set(dists[-1]), goals)
+    best_static = gds.static_best(mdp, start, goals, mode)
     assert best_static.status == ("optimal" if static else "infeasible")
     assert static is None or round(best_static.value, 3) == static
-    assert gds.first_horizon(w, w.goals) == horizon
+    assert gds.gds(until(mdp, horizon), start, goals, mode).status == "optimal"
+    assert gds.gds(until(mdp, horizon - 1), start, goals, mode).status == "infeasible"
+    assert gds.main(["--world", name]) == 0
+    printed = capsys.readouterr().out
+    assert f"{result.value:.3f}" in printed and printed.count("t = ") > result.length and "Arrived" in printed
 
 
 def test_toll_by_hand():
     """If this failed, costs would not be charged on landing at t+1: two waits, then two steps, gamma .95."""
-    w = gds.toll()
     waits = 0.05 + 0.95 * 0.05 + 0.95**2 * 0.1 + 0.95**3 * 0.1
-    assert abs(gds.gds(w.mdp, w.start, w.goals).value + waits) < 1e-12
-    assert abs(gds.static_best(w.mdp, w.start, w.goals).value + 1.1 + 0.95 * 0.1) < 1e-12
+    assert abs(gds.gds(*gds.toll().problem).value + waits) < 1e-12
+    assert abs(gds.static_best(*gds.toll().problem).value + 1.1 + 0.95 * 0.1) < 1e-12
 
 
 def test_river_banks_and_scouts():
     """If this failed, the stories would be false: the bank is reachable before the dock; one scout has to wait."""
     river = gds.river()
-    assert gds.first_horizon(river, river.easier[1]) == 3
-    scouts = gds.scouts()
-    plan = gds.gds(scouts.mdp, scouts.start, scouts.goals, "cover").policy
+    mdp, start, _, _ = river.problem
+    bank = [s for s, (i, _) in enumerate(river.cells) if i == 0]
+    assert [gds.gds(until(mdp, T), start, bank).status for T in (2, 3)] == ["infeasible", "optimal"]
+    plan = gds.gds(*gds.scouts().problem).policy
     assert any(len(rule) == 2 and list(rule.values()).count(0) == 1 for rule in plan)
 
 
@@ -608,10 +614,10 @@ def test_command_line_verifies(capsys):
     """If this failed, `python gds.py` would not print its table, or a claim would not come out as marked."""
     assert gds.main(["--n", "400"]) == 0
     out = capsys.readouterr().out
-    assert "UNEXPECTED" not in out and out.count("holds") >= 15 and "PRUNE" in out
+    assert "UNEXPECTED" not in out and out.count("holds") >= 9 and out.count("fails") >= 6 and "PRUNE" in out
 
 
-@pytest.mark.parametrize("broken", ["value", "status", "root", "regret"])
+@pytest.mark.parametrize("broken", ["value", "horizon", "bound"])
 def test_verification_can_fail(monkeypatch, capsys, broken):
     """If this failed, a broken solver would pass the verification."""
     right, right_bound = gds.gds, gds.backward_bound
@@ -619,40 +625,21 @@ def test_verification_can_fail(monkeypatch, capsys, broken):
     def wrong(mdp, *args, **kwargs):
         if broken == "value":  # forgets the discount
             return right(MDP.deterministic(mdp.next[..., 0], mdp.r, 1) if mdp.K == 1 else mdp, *args, **kwargs)
-        return right(mdp.until(max(1, mdp.T - 1)), *args, **kwargs)  # gives up a step too early
+        return right(until(mdp, max(1, mdp.T - 1)), *args, **kwargs)  # gives up a step too early
 
-    if broken in ("root", "regret"):  # overestimates the costs to come; reads the rewards in the wrong order
-        monkeypatch.setattr(gds, "backward_bound", lambda *args: gds.Bound(
-            (bound := right_bound(*args)).root - 0.5 * (broken == "root"),
-            bound.regret[::-1] if broken == "regret" else bound.regret, bound.miss))
-    else:
-        monkeypatch.setattr(gds, "gds", wrong)
+    def undiscounted(mdp, *args):
+        patient = copy.copy(mdp)
+        patient.gamma = 1.0
+        return right_bound(patient, *args)
+
+    monkeypatch.setattr(gds, *(("backward_bound", undiscounted) if broken == "bound" else ("gds", wrong)))
     assert gds.main(["--n", "120"]) == 1
-    assert "UNEXPECTED: fails, marked holds" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", gds.WORLDS)
-def test_pictures(name, tmp_path, capsys):
-    """If this failed, a picture would not be well-formed, self-contained XML with one frame per time step."""
-    import xml.etree.ElementTree as ET
-    assert gds.main(["--world", name, "--svg", str(tmp_path / "x.svg")]) == 0
-    printed, drawn = capsys.readouterr().out, (tmp_path / "x.svg").read_text()
-    tree, w = ET.fromstring(drawn), gds.WORLDS[name]()
-    words = [element.text for element in tree.iter() if element.tag.endswith("text")]
-    result, static = (f(w.mdp, w.start, w.goals, w.mode) for f in (gds.gds, gds.static_best))
-    shown = result.length + 1 + (static.length + 1 if static.status == "optimal" else 0)
-    assert sum(word.startswith("t = ") for word in words) == shown
-    assert "href" not in drawn and "script" not in drawn and drawn.count("http") == 1  # only the namespace
-    for number in ("width", "height"):
-        assert all(0 <= float(e.get(number)) <= float(tree.get(number)) for e in tree.iter() if e.tag.endswith("rect")
-                   and "%" not in e.get(number))
-    assert f"{result.value:.3f}" in printed and printed.count("@") > result.length
+    assert "UNEXPECTED: marked holds" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (["--world", "moon"], "'toll'"), (["--n", "0"], ">= 1"), (["--n", "x"], ">= 1"), (["--seed", "-1"], "--seed"),
-    (["--seed", "1.5"], ">= 0, got '1.5'"),
-    (["--svg", "a.svg"], "needs --world"), (["--world", "toll", "--svg", "/no/such/dir/a.svg"], "cannot write")])
+    (["--world", "moon"], "'toll'"), (["--n", "0"], "--n >= 1"), (["--n", "x"], "--n: invalid int value: 'x'"),
+    (["--seed", "-1"], "--seed >= 0"), (["--seed", "1.5"], "--seed: invalid int value: '1.5'")])
 def test_bad_command_lines(arguments, message, capsys):
     """If this failed, a typo would end in a traceback or in a silent default."""
     with pytest.raises(SystemExit) as stop:
@@ -661,17 +648,63 @@ def test_bad_command_lines(arguments, message, capsys):
 
 
 def test_runs_without_torch():
-    """If this failed, gds.py would need more than numpy and tqdm."""
-    code = ("import sys\nfor name in ('torch', 'networkx', 'hypothesis'): sys.modules[name] = None\n"
+    """If this failed, gds.py would need more than numpy."""
+    code = ("import sys\nfor name in ('torch', 'tqdm', 'networkx', 'hypothesis'): sys.modules[name] = None\n"
             "import gds; sys.exit(gds.main(['--world', 'toll']))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
+
+
+def slippery(size, T):
+    """A stochastic grid: a move lands on its target or beside it. REACH the right quarter."""
+    here = np.arange(size * size)
+    i, j = np.divmod(here, size)
+    moves = [np.clip(i + di, 0, size - 1) * size + np.clip(j + dj, 0, size - 1) for di, dj in gds.MOVES.values()]
+    P = np.zeros((size * size, 5, size * size))
+    for a, target in enumerate(moves):
+        for landing, p in [(target, 0.8), *((moves[b][target], 0.1) for b in ((1, 3) if a in (2, 4) else (2, 4)))]:
+            np.add.at(P, (here, a, landing), p)
+    r = -(0.05 + 0.2 * np.random.default_rng(0).random((T, size * size, 5)))
+    return P, r, set(here[j >= size - size // 4].tolist())
+
+
+def test_memory_of_a_slippery_grid():
+    """If this failed, the bounds of all T lengths would be kept (60-90 MB), or P copied (6.4 MB) by the constructor."""
+    P, r, goals = slippery(20, 60)
+    tracemalloc.start()
+    m = MDP(P, r, 0.97)
+    built, peak = tracemalloc.get_traced_memory()
+    tracemalloc.reset_peak()
+    result = gds.gds(m, 0, goals)
+    solved = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3e6 and solved - built < 6e6
+    dists, value = gds.follow(m, 0, result.policy)
+    assert abs(value - result.value) < 1e-9 and set(dists[-1]) <= goals
+
+
+def test_search_agrees_with_induction_on_a_stochastic_grid():
+    """If this failed, the policy read off the exact bound would not be the one that best-first search finds."""
+    P, r, _ = slippery(4, 8)
+    m = MDP(P, r, 0.97)
+    for goals in ({3, 7}, {7, 11, 15}, set(range(4, 16))):
+        searched, induced = gds.gds(m, 0, goals, heuristic=False, max_pops=2000), gds.gds(m, 0, goals)
+        assert searched.status == "capped" or gds.same(searched, induced)
+
+
+def test_rows_of_float32():
+    """If this failed, a P that was normalised in float32 would be refused, or keep its error of 1e-7."""
+    P = np.random.default_rng(0).random((40, 3, 40)).astype(np.float32)
+    P /= P.sum(-1, keepdims=True)
+    assert abs(P.astype(float).sum(-1) - 1).max() > 1e-9
+    m = MDP(P, np.zeros((2, 40, 3)), 1)
+    assert abs(m.prob.sum(-1) - 1).max() < 1e-15 * 40
 
 
 GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
 
 
 @pytest.mark.parametrize("build, message", [
-    (lambda: MDP(GOOD_P * 0.9, GOOD_R, 0.9), "P.*sum to 1.*0.9"),
+    (lambda: MDP(GOOD_P * 1.001, GOOD_R, 0.9), r"P: every row must sum to 1, P\[0,0\] sums to 1.001"),
     (lambda: MDP(GOOD_P[:, :, :1], GOOD_R, 0.9), r"P: expected shape \(S,A,S\)"),
     (lambda: MDP([[0.5, 0.5]], GOOD_R, 0.9), "P: expected shape"),
     (lambda: MDP([[[0.5, 0.5], [1.0]]], GOOD_R, 0.9), "P: expected an array of numbers"),
@@ -693,13 +726,19 @@ GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, 1), "goals: expected a collection"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover, got 'touch'"),
     (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=0), "max_pops.*>= 1, got 0"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), True, {0}), "start: .*0..1, got True .*boolean mask"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, [False, True]), "goals: .*0..1, got False .*boolean mask"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, np.array([False, True])), "goals: .*0..1, got .*boolean mask"),
+    (lambda: gds.gds(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=True), "max_pops: .*got True"),
+    (lambda: MDP.deterministic([[False], [True]], GOOD_R, 0.9), "next_state: expected integers.*bool"),
+    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: False}]), "rule 0 in state 0: .*got False"),
     *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, "touch"), "mode: expected one of reach, cover")
       for solve in (gds.gds_literal, gds.static_best, gds.brute_force)],
     *[(lambda solve=solve: solve(MDP(GOOD_P, GOOD_R, 1), 0, {0}, max_pops=1.5), "max_pops.*>= 1, got 1.5")
       for solve in (gds.gds_literal, gds.static_best)],
     (lambda: gds.gds_literal(MDP(GOOD_P, GOOD_R, 1), 0, {0}, reading="mine"), "reading: expected one of parent"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 0}, {0: 0}]), "rule 1 gives no action for state 1"),
-    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 3}]), "action 3 in state 0"),
+    (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [{0: 3}]), "rule 0 in state 0: .*0..0.*got 3"),
     (lambda: gds.policy_value(MDP(GOOD_P, GOOD_R, 1), 0, [[0, 0]] * 4), "overrun the horizon T = 3")])
 def test_bad_input(build, message):
     """If this failed, bad input would give a wrong answer or an error that names neither argument nor value."""
