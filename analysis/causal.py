@@ -211,7 +211,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
 
     def measure(codebook, choose, choose_text=None, only=(None, None)):
         """(token_nll, generated) of an arm; choose_text, only[1]: for its own text, not the gold one."""
-        tokens = token_nll(model, items, (codebook, choose), only[0])
+        tokens = token_nll(model, items, (codebook, choose), only[0], min(32, batch_size))
         if not generate:
             return tokens, None
         arm = codebook, choose_text or choose

@@ -4,15 +4,13 @@ import re
 
 import pytest
 import tiktoken
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from analysis.labels import OPERATOR, classes, label_rows, token_labels
 from data import arithmetic, wordproblems
 from data.tokens import END, QWEN3_PATTERN, SMOLLM2_PATTERN, encode_row, load_encoding
 
-LETTERS = {"w": "word", "p": "punctuation", "d": "digit", "o": "operator", "m": "mark", "#": "####", "e": "end",
-           "1": "first", "2": "second", "r": "result", "f": "final", "-": None}
+LETTERS = {"w": "word", "p": "punctuation", "d": "digit", "o": "operator", "m": "mark", "#": "####",
+           "e": "end", "1": "first", "2": "second", "r": "result", "f": "final", "-": None}
 ENC = load_encoding("wordproblems")
 
 
@@ -34,30 +32,18 @@ def byte_tokens(pattern, missing=()):
 
 
 def test_a_word_problem_by_hand():
-    """Broken if a label slips by a token, or if the second line of a two-line step loses it."""
+    """Broken if a label slips by a token; the other lines are those of the parse below."""
     row = wordproblems.generate(60, 2, "train", ops=(3, 3))[5]
     assert row["template"] == "fair:have+packs+times_less"
     tokens, labels = labels_of(row)
     # " = <<" is one token (its first character that is no space is "="), so is ".\n####"
-    lines = [
-        (" The| packs| had| |1|1|*|3| = <<|1|1|*|3|=|3|3|>>|3|3| tickets|.\n",
-         "w w w p d d o d m d d o d m d d m d d w p",
-         "- - - - 1 1 - 2 - 1 1 - 2 - r r - r r - -", "mul", "packs"),
-        ("Zoe| had| |3|0|+|3|3| = <<|3|0|+|3|3|=|6|3|>>|6|3| tickets|.\n",
-         "w w p d d o d d m d d o d d m d d m d d w p",
-         "- - - 1 1 - 2 2 - 1 1 - 2 2 - r r - r r - -", "add", "packs"),
-        ("Sara| had| |6|3|/|9| = <<|6|3|/|9|=|7|>>|7| tickets|.\n####",
-         "w w p d d o d m d d o d m d m d w p",
-         "- - - 1 1 - 2 - 1 1 - 2 - r - r - -", "div", "times_less"),
-        (" |7|<|endoftext|>".replace("<|endoftext|>", "END"), "p d e", "- f -", None, None),
-    ]
-    assert tokens == [t.replace("END", END) for texts, *_ in lines for t in texts.split("|")]
-    assert labels == {
-        "class": [y for _, letters, *_ in lines for y in spelled(letters)],
-        "operand": [y for _, _, letters, *_ in lines for y in spelled(letters)],
-        "operation": [op for texts, *_, op, _ in lines for _ in texts.split("|")],
-        "step": [step for texts, *_, step in lines for _ in texts.split("|")],
-    }
+    text = "Sara| had| |6|3|/|9| = <<|6|3|/|9|=|7|>>|7| tickets|.\n####| |7".split("|")
+    assert tokens[-len(text) - 1 :] == [*text, END]
+    n = len(text) - 2  # the last line is not part of the step
+    assert {kind: own[-len(text) - 1 :] for kind, own in labels.items()} == {
+        "class": spelled("w w p d d o d m d d o d m d m d w p p d e"),
+        "operand": spelled("- - - 1 1 - 2 - 1 1 - 2 - r - r - - - f -"),
+        "operation": ["div"] * n + [None] * 3, "step": ["times_less"] * n + [None] * 3}
 
 
 @pytest.mark.parametrize("op, i, question, digits, subtasks", [
@@ -76,10 +62,12 @@ def test_arithmetic_by_hand(op, i, question, digits, subtasks):
 
 
 def test_operators_by_hand():
-    """Broken if a hyphen, a slash in "km/h" or an x in a word counts as an operator, or one next to a $ does not."""
-    text = "10 - 3, $4-$3, 5 x 3, 2x.5, 1/2, (4)/2, 50%*2, 9 + $1, Y + 3, -5, two-day, km/h, box 5, x = 5"
+    """Broken if the slash of "km/h" or an x in a word is an operator, or one beside a $ is not."""
+    text = "10 - 3, $4-$3, 5 x 3, 2x.5, 1/2, (4)/2, 50%*2, 9 + $1, Y + 3, -5"
+    text += ", two-day, km/h, box 5, x = 5"  # none of these
     found = [match.start() for match in OPERATOR.finditer(text)]
-    assert [text[i] for i in found] == list("--xx//*++-") and [classes(text)[i] for i in found] == ["operator"] * 10
+    assert [text[i] for i in found] == list("--xx//*++-")
+    assert [classes(text)[i] for i in found] == ["operator"] * 10
 
 
 def parsed(row):
@@ -90,26 +78,28 @@ def parsed(row):
     spans = {"operation": [], "operand": [], "step": []}
     for match, step in zip(re.finditer(r".*\n", row["answer"]), steps, strict=True):
         found = re.search(r"(\d+)([-+*/])(\d+) = <<(\d+)\2(\d+)=(\d+)>>(\d+)", match[0])
-        spans["operation"].append([*match.span(), {"+": "add", "-": "sub", "*": "mul", "/": "div"}[found[2]]])
+        operation = {"+": "add", "-": "sub", "*": "mul", "/": "div"}[found[2]]
+        spans["operation"].append([*match.span(), operation])
         spans["step"].append([*match.span(), step])
-        for group, operand in zip((1, 3, 4, 5, 6, 7), "first second first second result result".split()):
-            spans["operand"].append([match.start() + i for i in found.span(group)] + [operand])
+        for group, name in zip((1, 3, 4, 5, 6, 7), spelled("1212rr")):
+            spans["operand"].append([match.start() + i for i in found.span(group)] + [name])
     spans["operand"].append([*re.search(r"(?<=#### )\d+$", row["answer"]).span(), "final"])
     return spans
 
 
 @pytest.mark.parametrize("split, n", [("train", 200), ("test_templates", 60)])
 def test_spans_and_token_labels_agree_with_a_parse(split, n):
-    """Broken if generate() misplaces a span, or a token is judged by another character than its first non-space."""
+    """Broken if generate() misplaces a span, or a token is not judged by its first non-space."""
     for row in wordproblems.generate(n, 5, split, ops=(1, 6)):
         spans = parsed(row)
         assert row["spans"] == spans
         ids, n_prompt = encode_row(row, ENC)
-        labels, (text, starts) = token_labels(row, ids, n_prompt, ENC), ENC.decode_with_offsets(ids[n_prompt:-1])
+        labels = token_labels(row, ids, n_prompt, ENC)
+        text, starts = ENC.decode_with_offsets(ids[n_prompt:-1])
         for kind, labelled in spans.items():
             for i, (start, end) in enumerate(zip(starts, starts[1:] + [len(text)])):
                 piece = text[start:end]
-                place = start + re.search(r"\S|^\s+$", piece).start() - 1  # the text has a space before the answer
+                place = start + re.search(r"\S|^\s+$", piece).start() - 1  # the text starts with " "
                 expected = [y for a, b, y in labelled if a <= place < b]
                 assert labels[kind][i] == (expected[0] if expected else None), (row, piece)
             assert labels[kind][-1] is None
@@ -124,18 +114,6 @@ def test_spans_and_token_labels_agree_with_a_parse(split, n):
      [" ", "a", "b", r"\x80", r"\x80", r"\x80", *" 7-2 = <<7-2=5>>5\n#### 5", END],
      "p ww ppp p dod p m p mm dod m d mm d p #### p d e")])
 def test_what_tokenizers_change_keeps_the_labels_in_place(enc, answer, pieces, letters):
-    """Broken if labels come from row["answer"], from which the tokens' text differs: all after it would slip."""
+    """Broken if labels come from row["answer"], which differs from the tokens' text: all slip."""
     tokens, labels = labels_of({"question": "?", "answer": answer}, enc)
     assert tokens == pieces and labels["class"] == spelled(letters)
-
-
-BYTES = byte_tokens(SMOLLM2_PATTERN)
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.text(st.one_of(st.characters(codec="utf-8"), st.sampled_from(" .\n#<>=+-0é東🙂\u0301"))))
-def test_every_byte_has_the_class_of_its_character(answer):
-    """Broken if some text, however odd, moves the labels: here one token is one byte."""
-    labels = labels_of({"question": "?", "answer": answer}, BYTES)[1]
-    expected = [y for c, y in zip(" " + answer, classes(" " + answer)) for _ in c.encode()]
-    assert labels["class"] == expected + ["end"]
