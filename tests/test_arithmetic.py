@@ -6,13 +6,12 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from data import arithmetic
-from data.arithmetic import generate, side, sub_tasks
+from data.arithmetic import generate, sub_tasks
 from data.tokens import encode_row, load_encoding
 from eval import grade
 
@@ -54,13 +53,8 @@ def rows():
     ("0123456 + 0654399", "SA SA SA SA UC UC SC"),  # 6+9 makes a carry, 5+9+1 too, 4+3+1 ends it
     ("0045678 + 0054322", "SA UC US US US US SC"),  # 8+2 starts a cascade through four nines
     ("0555555 + 0444444", "SA SS SS SS SS SS SS"),  # nines, but nothing to cascade
-    ("0999999 + 0999999", "UC UC UC UC UC UC SC"),  # 9+9 is 18: a carry, no cascade
-    ("0900000 + 0099999", "SA SS SS SS SS SS SS"),
-    ("0900001 + 0099999", "UC US US US US US SC"),
     ("0700000 - 0000001", "ME UB UD UD UD UD MB"),  # 0-1 borrows through four equal columns
     ("0654321 - 0123456", "ME MD MD UB UB UB MB"),  # 1-6, 2-5, 3-4 borrow, 4-1-3 = 0 does not
-    ("0123123 - 0123123", "ME ME ME ME ME ME ME"),
-    ("0500010 - 0500009", "ME ME ME ME ME UB MB"),
     ("0940000 - 0050000", "ME UB MB ME ME ME ME"),  # 4-5 borrows from the 9, which ends it
 ])
 def test_labels_worked_by_hand(problem, labels):
@@ -68,17 +62,8 @@ def test_labels_worked_by_hand(problem, labels):
     assert sub_tasks(*problem.split()) == labels.split()
 
 
-def test_labels_of_every_row(rows):
-    """Broken if labels disagree with carries taken from whole numbers, or are not in order."""
-    for row in rows:
-        x, sign, y = operands(row)
-        assert row["labels"] == reference(x, sign, y, digits=len(row["final"]) - 1), row
-    seen = {label for row in rows for label in row["labels"]}
-    assert seen == set("SA SS SC UC US MD ME MB UB UD".split())
-
-
-def test_results_are_true(rows):
-    """Broken if a result is wrong, negative, not of D + 1 digits, or `ops` the other operation."""
+def test_results_and_labels_of_every_row(rows):
+    """Broken if a result is wrong or negative, or labels are not those of carries in whole numbers."""
     for row in rows:
         x, sign, y = operands(row)
         result = {"+": x + y, "-": x - y}[sign]
@@ -86,15 +71,11 @@ def test_results_are_true(rows):
         assert row["answer"] == "#### " + row["final"]
         digits = len(row["question"]) // 2 + 1
         assert len(row["final"]) == len(row["labels"]) == len(row["offsets"]) == digits
-
-
-def test_the_grader_reads_the_answers(rows):
-    """Broken if leading zeros change the grade, or if a wrong digit passes."""
+        assert row["labels"] == reference(x, sign, y, digits - 1), row
+    seen = {label for row in rows for label in row["labels"]}
+    assert seen == set("SA SS SC UC US MD ME MB UB UD".split())
     for row in rows[:50]:
-        assert all(grade(row["answer"], row["final"]).values())
-        assert all(grade(f"#### {int(row['final'])}", row["final"]).values())
-        wrong = row["answer"][:-1] + str((int(row["final"]) + 1) % 10)
-        assert not grade(wrong, row["final"])["strict"]
+        assert all(grade(f"#### {int(row['final'])}", row["final"]).values())  # without zeros
 
 
 @pytest.mark.parametrize("name", ["wordproblems", pytest.param(SMOLLM2_DIR, marks=needs_smollm2)])
@@ -113,15 +94,6 @@ def test_each_answer_digit_is_one_supervised_token(name, rows):
         assert [t for t in prompt if t.isdigit()] == [c for c in row["question"] if c.isdigit()]
 
 
-def test_tokens_by_hand():
-    """Broken if the format or its tokens change: codes are placed on a grid of these very tokens."""
-    enc = load_encoding("wordproblems")
-    ids, n_prompt = encode_row({"question": "700000-000001", "answer": "#### 0699999"}, enc)
-    prompt = ["Question", ":", " ", *"700000", "-", *"000001", "\n", "Answer", ":"]
-    answer = [" ", "##", "##", " ", *"0699999", "<|endoftext|>"]
-    assert [enc.decode([i]) for i in ids] == prompt + answer and n_prompt == len(prompt)
-
-
 def test_splits_are_disjoint():
     """Broken if a problem, or its operands swapped, is in two splits (chance would do it)."""
     seen = {}
@@ -130,15 +102,6 @@ def test_splits_are_disjoint():
         seen[split] = {(*sorted((x, y)), sign) for x, sign, y in map(operands, rows)}
     assert not seen["train"] & seen["val"]
     assert not (seen["train"] | seen["val"]) & seen["test"]
-
-
-def test_shares_of_the_splits():
-    """Broken if the hash gives a split much more or less than it says, or sees the order of the operands."""
-    pairs = [(x, y) for x in range(0, 1000, 7) for y in range(0, 1000, 11)]
-    sides = Counter(side(f"{x:03d}+{y:03d}") for x, y in pairs)
-    for split, share in dict(train=0.7, val=0.1, test=0.2).items():
-        assert abs(sides[split] / len(pairs) - share) < 0.02
-    assert all(side(f"{x:03d}+777") == side(f"777+{x:03d}") for x in range(100))
 
 
 def test_same_seed_same_rows_in_another_process():
@@ -150,12 +113,7 @@ def test_same_seed_same_rows_in_another_process():
     out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert json.loads(out.stdout) == rows[:40]
     assert generate(50, 2) != rows
-
-
-def test_no_question_twice():
-    """Broken if a question repeats (of 2 digits, where it would at once)."""
-    questions = [row["question"] for row in generate(3000, 0, digits=2)]
-    assert len(set(questions)) == 3000
+    assert len({row["question"] for row in generate(3000, 0, digits=2)}) == 3000
 
 
 def test_the_benchmark_never_changes():
@@ -179,25 +137,9 @@ def test_forced_columns(cascade):
         assert tied / (6 * len(rows)) == pytest.approx(expected, abs=0.015)  # 3 standard errors
 
 
-def test_every_sub_task_is_common_enough():
-    """Broken if US or UD is too rare to score routing on it, or an operation or order dominates."""
-    rows = generate(2000, 0)
-    labels = Counter(label for row in rows for label in row["labels"][1:])
-    for op, names in dict(add="SA SS SC UC US", sub="MD ME MB UB UD").items():
-        counts = [labels[name] for name in names.split()]
-        assert min(counts) > 0.05 * sum(counts) and max(counts) < 0.35 * sum(counts)
-        assert 0.45 < sum(row["ops"] == [op] for row in rows) / len(rows) < 0.55
-    smaller_first = [x < y for x, sign, y in map(operands, rows) if sign == "+"]
-    assert 0.4 < sum(smaller_first) / len(smaller_first) < 0.6
-
-
 @pytest.mark.parametrize("kwargs, message", [
-    (dict(n=0), "n=0 problems"),
-    (dict(split="exam"), "split 'exam' is none of train, val, test"),
-    (dict(digits=0), "digits=0"),
     (dict(op="mul"), "op 'mul' is none of add, sub"),
     (dict(cascade=0.41), r"cascade 0.41 must be within \[0, 0.4\]"),
-    (dict(cascade=-0.1), "cascade -0.1"),
     (dict(n=200, digits=1), r"train has too few 1-digit problems: \d+ of n=200 found"),
 ])
 def test_generator_refuses(kwargs, message):
@@ -207,7 +149,7 @@ def test_generator_refuses(kwargs, message):
 
 
 def test_command_line(capsys):
-    """Broken if a printed label is not under its digit, or a bad flag ends in a traceback."""
+    """Broken if a printed label is not under its digit, or a flag is ignored."""
     arithmetic.main("--n 3 --seed 4 --split test --digits 5 --op sub --cascade 0.3".split())
     blocks = capsys.readouterr().out.strip().split("\n\n")
     expected = generate(3, 4, "test", 5, "sub", 0.3)
@@ -219,6 +161,3 @@ def test_command_line(capsys):
         places = range(0, len(labels), 3)
         under = [(digits[i], labels[i : i + 3].strip()) for i in places]
         assert under == list(zip(row["final"], row["labels"]))
-    with pytest.raises(SystemExit) as stop:
-        arithmetic.main(["--cascade", "0.5"])
-    assert stop.value.code == 2 and "cascade 0.5 must be within" in capsys.readouterr().err

@@ -1,13 +1,12 @@
 """The data: true problems, splits that don't leak, exact supervised tokens, clear errors. No network."""
 
-import base64
 import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -19,9 +18,7 @@ from data.wordproblems import HELD_OUT_FRAMES, HELD_OUT_TEMPLATES, SPLITS, gener
 
 ROOT = Path(__file__).parents[1]
 GSM8K_DIR = Path(os.environ.get("GSM8K_DIR", ROOT.parent / "shared" / "gsm8k"))
-SMOLLM2_DIR = ROOT / "data" / "smollm2"
 needs_gsm8k = pytest.mark.skipif(not (GSM8K_DIR / "test.jsonl").is_file(), reason="set GSM8K_DIR")
-needs_smollm2 = pytest.mark.skipif(not SMOLLM2_DIR.is_dir(), reason="run python data/smollm2.py")
 
 ANNOTATION = re.compile(r"(\d+)([-+*/])(\d+) = <<(\d+)([-+*/])(\d+)=(\d+)>>(\d+)")
 
@@ -41,17 +38,15 @@ def problems():
 
 
 def test_every_annotation_is_true(problems):
-    """Broken if a calculation is wrong, or the final answer is not the last result."""
+    """Broken if a calculation is wrong, an operand comes from nowhere, or a result is not used."""
     signs = {"add": "+", "sub": "-", "mul": "*", "div": "/"}
     for row in chain(*problems.values()):
         *lines, last = row["answer"].split("\n")
-        assert row["answer"].count("####") == 1
-        assert last == f"#### {row['final']}"
+        assert row["answer"].count("####") == 1 and last == f"#### {row['final']}"
         assert len(lines) == row["n_ops"] == len(row["ops"])
+        known, results, operands = numbers_in(row["question"]), [], []
         for line, op in zip(lines, row["ops"]):
-            found = ANNOTATION.findall(line)
-            assert len(found) == 1, line
-            a, sign, b, *again, result, shown = found[0]
+            [(a, sign, b, *again, result, shown)] = ANNOTATION.findall(line)
             assert [a, sign, b] == again and result == shown and sign == signs[op]
             a, b, result = int(a), int(b), int(result)
             if sign == "/":
@@ -59,42 +54,23 @@ def test_every_annotation_is_true(problems):
             else:
                 assert result == {"+": a + b, "-": a - b, "*": a * b}[sign], line
             assert 2 <= result <= wordproblems.MAX_VALUE
+            assert a in known and b in known, row
+            operands.append({a, b})
+            results.append(result)
+            known.append(result)
         assert result == row["final"]
-
-
-def test_steps_are_a_graph_over_the_given_numbers(problems):
-    """Broken if an operand comes from nowhere, or no later step uses a result."""
-    for row in chain(*problems.values()):
-        known, results, operands = numbers_in(row["question"]), [], []
-        for a, _, b, *_, result, _ in ANNOTATION.findall(row["answer"]):
-            assert int(a) in known and int(b) in known, row
-            operands.append({int(a), int(b)})
-            results.append(int(result))
-            known.append(int(result))
         for i, result in enumerate(results[:-1]):
             assert any(result in later for later in operands[i + 1 :]), row
-
-
-def test_not_every_problem_is_a_chain(problems):
-    """Broken if each step used the result before it only: no quantities to keep apart."""
-    branching = 0
-    for row in problems["train"]:
-        steps = ANNOTATION.findall(row["answer"])
-        branching += any(before[6] not in (step[0], step[2]) for before, step in pairwise(steps))
-    assert 0.2 < branching / len(problems["train"]) < 0.8
 
 
 def test_distractors_are_on_demand_and_never_used():
     """Broken if the solution uses a distractor, or one is told that nobody asked for."""
     plain, distracted = (generate(300, 3, "train", distractor=p) for p in (0, 1))
-    sentences = [re.sub(r"\\{\w\\}", ".+", re.escape(s)) for s in wordproblems.DISTRACTORS.split("|")]
     for row in plain:
         assert set(numbers_in(row["question"])) <= set(numbers_in(row["answer"]))
-        assert not any(re.search(s, row["question"]) for s in sentences)
     for row in distracted:
         extra = [n for n in numbers_in(row["question"]) if n not in numbers_in(row["answer"])]
         assert len(extra) == 1, row
-        assert any(re.search(s, row["question"]) for s in sentences)
 
 
 def test_splits_share_no_masked_question(problems):
@@ -105,42 +81,32 @@ def test_splits_share_no_masked_question(problems):
 
     train = masked(problems["pretrain"] + problems["train"] + generate(2000, 9, "train", ops=(1, 1)))
     val = masked(problems["val"] + problems["few"])
-    test = masked(sum((problems[split] for split in SPLITS if split.startswith("test")), problems["hard"]))
-    test |= masked(generate(500, 9, "test", ops=(1, 1)))
+    tests = [problems[split] for split in SPLITS if split.startswith("test")]
+    test = masked(sum(tests, problems["hard"] + generate(500, 9, "test", ops=(1, 1))))
     assert not train & val and not train & test and not val & test
 
 
-def test_held_out_numbers_are_given_in_one_split_only(problems):
-    """Broken if train has seen the numbers that are new in test_numbers."""
+def test_what_is_held_out_is_told_in_one_split_only(problems):
+    """Broken if train has seen the numbers, or the phrasings, that are new in a test split."""
     lo, hi = wordproblems.HELD_OUT_NUMBERS
     factors = range(wordproblems.FACTORS[0], wordproblems.FACTORS[1] + 1)
+    held_out = {name for templates in HELD_OUT_TEMPLATES.values() for name in templates}
     for name, rows in problems.items():
         for row in rows:
             given = numbers_in(row["question"])
             if name == "test_numbers":
                 assert all(lo <= n <= hi or n in factors for n in given) and max(given) >= lo, row
             else:
-                assert all(wordproblems.NUMBERS[0] <= n <= wordproblems.NUMBERS[1] for n in given), row
-
-
-def test_held_out_templates_and_frames_are_told_in_one_split_only(problems):
-    """Broken if train has told the phrasings that are new in test_templates."""
-    held_out = {name for templates in HELD_OUT_TEMPLATES.values() for name in templates}
-    phrases = "gift with|behind|machine|bags equally|shops,|Each day|washed|must|giving away"
-    for name, rows in problems.items():
-        for row in rows:
+                assert all(wordproblems.NUMBERS[0] <= n <= wordproblems.NUMBERS[1] for n in given)
             frame, steps = row["template"].split(":")
-            told = held_out & set(steps.split("+"))
-            assert bool(told) == (name == "test_templates") == (frame in HELD_OUT_FRAMES), row
-            if not told:
-                assert not re.search(phrases, row["question"]), row
-    used = {step for row in problems["test_templates"] for step in row["template"].split(":")[1].split("+")}
-    assert held_out <= used
+            told = bool(held_out & set(steps.split("+")))
+            assert told == (name == "test_templates") == (frame in HELD_OUT_FRAMES), row
 
 
 def test_same_seed_same_rows_in_another_process(problems):
     """Broken if hash randomisation or a global RNG gives everybody another benchmark."""
-    code = "import json; from data.wordproblems import generate; print(json.dumps(generate(50, 1, 'train')))"
+    code = ("import json; from data.wordproblems import generate\n"
+            "print(json.dumps(generate(50, 1, 'train')))")
     env = os.environ | {"PYTHONHASHSEED": "123"}
     run = [sys.executable, "-c", code]
     out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -159,10 +125,7 @@ def test_the_benchmark_never_changes():
 
 
 @pytest.mark.parametrize("kwargs, message", [
-    (dict(n=0), "n=0 problems"),
-    (dict(split="exam"), "split 'exam' is none of pretrain, train, val"),
-    (dict(ops=(0, 3)), r"ops \(0, 3\) must be \(lo, hi\) with 1 <= lo <= hi <= 6"),
-    (dict(ops=(3, 7)), r"ops \(3, 7\)"),
+    (dict(ops=(3, 7)), r"ops \(3, 7\) must be \(lo, hi\) with 1 <= lo <= hi <= 6"),
     (dict(numbers=(150, 300)), r"numbers \(150, 300\) must be"),
     (dict(distractor=2), "distractor 2 is a probability"),
     (dict(numbers=(2, 3), max_value=3), "-operation problem fits numbers"),
@@ -173,13 +136,6 @@ def test_generator_refuses(kwargs, message):
         generate(**dict(n=3, seed=0) | kwargs)
 
 
-def test_number_range_control():
-    """Broken if `numbers` or `max_value` does not hold for every given number and result."""
-    for row in generate(200, 0, "train", numbers=(10, 19), max_value=50, distractor=0):
-        assert max(numbers_in(row["answer"])) <= 50
-        assert all(2 <= n <= 9 or 10 <= n <= 19 for n in numbers_in(row["question"]))
-
-
 # ---- tokens
 
 
@@ -188,39 +144,15 @@ def enc():
     return load_encoding("wordproblems")
 
 
-def test_digits_are_never_merged(enc, problems):
-    """Broken if '12' were one token: the model could not see that 12 + 7 ends in 9."""
-    assert not [t for t in enc.token_byte_values() if len(t) > 1 and any(chr(b).isdigit() for b in t)]
-    row = problems["train"][0]
-    ids = encode(enc, row["answer"])
-    assert sum(enc.decode([i]).isdigit() for i in ids) == sum(c.isdigit() for c in row["answer"])
-
-
 def test_bpe_round_trip_and_size(enc, problems):
-    """Broken if a text does not survive, or <|endoftext|>, the last id, comes out of plain text."""
+    """Broken if a text does not survive, digits merge, or <|endoftext|> comes out of plain text."""
+    tokens = enc.token_byte_values()
+    assert not [t for t in tokens if len(t) > 1 and any(chr(b).isdigit() for b in t)]
     texts = [row["question"] + row["answer"] for row in problems["hard"]]
     for text in [*texts, "naïve 東京 🙂\n\t x=2;  <|endoftext|>"]:
         ids = encode(enc, text)
         assert enc.decode(ids) == text and enc.eot_token not in ids
     assert enc.eot_token == enc.n_vocab - 1 == 767
-
-
-def test_bpe_file_is_what_the_trainer_writes(tmp_path):
-    """Broken if the published command does not make the stored vocabulary (here: its first part)."""
-    wordproblems.train_bpe(str(tmp_path / "a"), n=10, vocab=270)
-    wordproblems.train_bpe(str(tmp_path / "b"), n=10, vocab=270)
-    text = (tmp_path / "a").read_text()
-    assert text == (tmp_path / "b").read_text() and len(text.splitlines()) == 270
-    stored = Path(wordproblems.BPE_FILE).read_text().splitlines()
-    assert text.splitlines()[:256] == stored[:256]
-    ranks = {base64.b64decode(token): int(rank) for token, rank in map(str.split, stored)}
-    assert list(ranks.values()) == list(range(767))
-    for token, rank in ranks.items():  # a merge of two earlier tokens
-        assert rank < 256 or any(
-            ranks.get(token[:i], rank) < rank > ranks.get(token[i:], rank)
-            for i in range(1, len(token))
-        )
-    assert sorted(os.listdir(tmp_path)) == ["a", "b"]
 
 
 def test_supervised_tokens_are_exactly_the_answer_and_the_end(enc):
@@ -233,14 +165,6 @@ def test_supervised_tokens_are_exactly_the_answer_and_the_end(enc):
     assert "|".join(tokens) == prompt + "|" + answer and "|".join(tokens[:n_prompt]) == prompt
     idx, targets = collate([(ids, n_prompt)])
     assert targets[targets != -1].tolist() == ids[n_prompt:]
-
-
-def test_collate_by_hand():
-    """Broken if targets are one position off, or a padding token is labelled."""
-    idx, targets = collate([([5, 6, 7, 8], 2), ([1, 2, 3, 4, 9, 9], 4)], pad=0)
-    assert idx.tolist() == [[5, 6, 7, 0, 0], [1, 2, 3, 4, 9]]
-    assert targets.tolist() == [[-1, 7, 8, -1, -1], [-1, -1, -1, 9, 9]]
-    assert idx.dtype == targets.dtype == torch.long
 
 
 def test_rows_too_long_are_counted_and_left_out(enc, problems):
@@ -274,12 +198,10 @@ def test_generated_tasks_load_by_name():
 def test_published_files_load_by_name(tmp_path, monkeypatch):
     """Broken if `--data commonsenseqa` does not reach the files in data/commonsenseqa."""
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"commonsenseqa.dev_rand_split\.jsonl"):
-        load_rows("commonsenseqa", "test")
-    choices = [{"label": "A", "text": "sky"}, {"label": "B", "text": "sea"}]
-    question = {"stem": "Where is a fish?", "choices": choices}
     (tmp_path / "commonsenseqa").mkdir()
     path = tmp_path / "commonsenseqa" / "dev_rand_split.jsonl"
+    choices = [{"label": "A", "text": "sky"}, {"label": "B", "text": "sea"}]
+    question = {"stem": "Where is a fish?", "choices": choices}
     path.write_text(json.dumps({"answerKey": "B", "question": question}))
     [row] = load_rows("commonsenseqa", "test")
     assert row["final"] == "B" and row["where"] == f"{path}:1"
@@ -314,13 +236,11 @@ GOOD = '{"question": "Où?", "answer": "là\\n#### 1,000 "}'.encode()
 
 
 @pytest.mark.parametrize("before, between, after", [
-    (b"", b"\n", b"\n"),
-    (b"", b"\n", b""),
+    (b"", b"\n", b""),  # no last newline
     (b"", b"\r\n", b"\r\n"),
     (b"\n", b"\n \n\n", b"\n\n"),
-    (b"\xef\xbb\xbf", b"\n", b"\n"),
-    (b"\xef\xbb\xbf", b"\r\n\r\n", b""),
-], ids=["unix", "no last newline", "windows", "blank lines", "byte-order mark", "all of it"])
+    (b"\xef\xbb\xbf", b"\r\n\r\n", b""),  # byte-order mark
+])
 def test_jsonl_of_the_world(tmp_path, before, between, after):
     """Broken if another program's line ends, blank lines or byte-order mark make a row fail."""
     (tmp_path / "train.jsonl").write_bytes(before + GOOD + between + GOOD + after)
@@ -334,16 +254,12 @@ def test_jsonl_of_the_world(tmp_path, before, between, after):
 @pytest.mark.parametrize("line, reason", [
     (b'{"question": "q"}', "'answer' is missing"),
     (b'{"question": 7, "answer": "#### 7"}', "'question' must be a string, got 7"),
-    (b'{"question": "q", "answer": 7}', "'answer' must be a string, got 7"),
     (b'{"question": " ", "answer": "#### 7"}', "'question' must not be empty"),
     (b'{"question": "q", "answer": "7"}', "'answer' must end in one '####' and the final answer"),
-    (b'{"question": "q", "answer": "7 ####"}', "'answer' must end in one '####'.*, got '7 ####'"),
     (b'{"question": "q", "answer": "#### 1 #### 2"}', "'answer' must end in one '####'"),
     (b'["q", "a"]', r"expected an object, got \['q', 'a'\]"),
     (b"{'question': 'q'}", "not JSON: Expecting property name .* at column 2"),
-    (GOOD[:-9], "not JSON: Invalid control character at column 40"),
     ("Où?".encode("latin-1"), "not UTF-8 text: .* 0xf9"),
-    (GOOD.decode().encode("utf-16"), "not UTF-8 text"),
 ])
 def test_bad_rows_are_named(tmp_path, line, reason):
     """Broken if one bad line among thousands is not found, or what is wrong with it not said."""
@@ -372,66 +288,38 @@ def test_utf8_whatever_the_locale(tmp_path):
 # ---- GSM8K
 
 
-def fake_gsm8k(folder, monkeypatch):
-    """Small stand-ins for the official files, with the checksums to match."""
-    folder.mkdir()
-    sums = {}
-    for name, n in (("train.jsonl", 600), ("test.jsonl", 5)):
-        write_rows(folder / name, n)
-        sums[name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    monkeypatch.setattr(gsm8k, "SHA256", sums)
-    return folder
-
-
-def test_gsm8k_script_and_split(tmp_path, monkeypatch, capsys):
-    """Broken if a file arrives cut, or if val and train overlap."""
-    source, out = fake_gsm8k(tmp_path / "source", monkeypatch), tmp_path / "data" / "gsm8k"
-    gsm8k.main(["--from", str(source), "--out", str(out)])
-    assert sorted(os.listdir(out)) == ["test.jsonl", "train.jsonl"]
-    assert (out / "train.jsonl").read_bytes() == (source / "train.jsonl").read_bytes()
-    monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path / "data"))
-    train, val, test = (load_rows("gsm8k", split) for split in ("train", "val", "test"))
-    assert (len(train), len(val), len(test)) == (100, 500, 5)
-    assert len({row["question"] for row in train + val}) == 600
-    with pytest.raises(ValueError, match="split 'exam' of gsm8k"):
-        load_rows("gsm8k", "exam")
-
-
-def test_gsm8k_checksum_mismatch_writes_nothing(tmp_path, monkeypatch, capsys):
-    """Broken if a truncated or edited file passes for the official one."""
-    source, out = fake_gsm8k(tmp_path / "source", monkeypatch), tmp_path / "out"
-    with open(source / "test.jsonl", "a") as f:
-        f.write("\n")
-    with pytest.raises(SystemExit) as stop:
-        gsm8k.main(["--from", str(source), "--out", str(out)])
-    error = capsys.readouterr().err
-    assert stop.value.code == 2 and "test.jsonl is not the official file: its sha256 is" in error
-    assert not out.exists()
-
-
-def test_gsm8k_without_network_or_files(tmp_path, monkeypatch, capsys):
-    """Broken if a user without network or files does not learn about --from and the script."""
+def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, capsys):
+    """Broken if an edited file passes, or a user without files does not learn how to get them."""
 
     def refuse(url, timeout):
         raise OSError("no network")
 
     monkeypatch.setattr(gsm8k.urllib.request, "urlopen", refuse)
-    for argv, hint in (([], "use --from DIR"), (["--from", str(tmp_path)], "cannot read")):
+    write_rows(tmp_path / "train.jsonl", 3)
+    foreign = "train.jsonl is not the official file: its sha256 is"
+    argvs = {"use --from DIR": [], foreign: ["--from", str(tmp_path)],
+             "cannot read": ["--from", str(tmp_path / "none")]}
+    for hint, argv in argvs.items():
         with pytest.raises(SystemExit) as stop:
             gsm8k.main([*argv, "--out", str(tmp_path / "out")])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
+        assert not (tmp_path / "out").exists()
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"run `python data/gsm8k\.py`"):
         load_rows("gsm8k", "train")
+    with pytest.raises(ValueError, match="split 'exam' of gsm8k"):
+        load_rows("gsm8k", "exam")
 
 
 @needs_gsm8k
 def test_real_gsm8k(tmp_path, monkeypatch, enc):
-    """Broken if a row of the official files is lost, or a final is no integer without its commas."""
+    """Broken if a row is lost or in two splits, or a final is no integer without its commas."""
     gsm8k.main(["--from", str(GSM8K_DIR), "--out", str(tmp_path / "gsm8k")])
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
     rows = {split: load_rows("gsm8k", split) for split in ("train", "val", "test")}
     assert {split: len(r) for split, r in rows.items()} == {"train": 6973, "val": 500, "test": 1319}
+    assert sorted(os.listdir(tmp_path / "gsm8k")) == ["test.jsonl", "train.jsonl"]
+    assert len({row["where"] for row in rows["train"] + rows["val"]}) == 7473
     finals = [row["final"] for r in rows.values() for row in r]
     assert all(re.fullmatch(r"-?\d+", final.replace(",", "")) for final in finals)
     assert sum("," in final for final in finals) == 79 + 14
@@ -468,15 +356,3 @@ def test_smollm2_undoes_the_permutation():
     config = {"num_attention_heads": 2, "head_dim": 4}
     [(name, undone)] = smollm2.read_weights([Tensor], config).items()
     assert name == "model.layers.7.self_attn.q_proj.weight" and (undone == w).all()
-
-
-@needs_smollm2
-def test_smollm2_knows_paris():
-    """Broken if tensor names, norms, rotary base or permutation are wrong in the real model."""
-    transformers = pytest.importorskip("transformers")
-    model = transformers.LlamaForCausalLM.from_pretrained(SMOLLM2_DIR, dtype=torch.float32)
-    enc = load_encoding(SMOLLM2_DIR)
-    ids = encode(enc, "The capital of France is")
-    with torch.no_grad():
-        logits = model(torch.tensor([ids])).logits[0, -1]
-    assert enc.decode([logits.argmax().item()]) == " Paris"

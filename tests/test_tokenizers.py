@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 from pathlib import Path
 
 import pytest
@@ -25,17 +24,14 @@ CORPUS = [
     "IT'S WE'LL THEY'VE I'D Don'T 'S 'll ''re 'ſ it'ſ a'sb",
     "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301",
     "cafe\u0301 A\u030a \u212b o\u0323\u0302 o\u0302\u0323 \u1100\u1161\u11a8 \u0958 \u2126",
-    "\ufb01 Tie\u0302\u0301ng Vie\u0323\u0302t \u0344 \u1e9b\u0323",
     "שלום עולם مرحبا ١٢٣ हिन्दी ไทย \u202eabc\u202c \u200f",
     "👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃\ufe0f 𝒳𝟙𝟚 \U00020000",
     "a\u0301\u0302\u0303 \u0301 \u0308x ゙か゚ カ゛",
     "x\u00a0y\u2003z\u3000w\u200bv\u2028u\u2029t\x85s\x0br\x0cq\x1cp\ufeff",
     "  two   spaces 12 3  4   \n \r\n\r\n 5  ",
-    "\n\n\n   \n\t\t \r\r\n x\r\ny   \n",
     " 7 77 777 7777 77777a7b 1234567890 3.14159 ١٢٣٤٥",
     "!!! ...\n\n ?!\r\n {};\n\n--->\n <<48/2=24>>  //\n",
     "a\x04b !\x04! \x00\x06\x13\x14\x16\x1d  \x04x",
-    "\U00040000 \U000fffff \x04",
     "zqxjk zqxjk zqxjkl",  # the small Llama-3 has it as a token that no merge makes
     "<|endoftext|> x<|end_of_text|><|begin_of_text|>",
     "",
@@ -98,20 +94,20 @@ def tiny_spec(family):
     return spec
 
 
-def load_both(folder):
+def load_both(path):
     """(our encoding, the library's tokenizer), special tokens in a text being plain text for both."""
-    reference = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    reference = tokenizers.Tokenizer.from_file(str(path))
     reference.encode_special_tokens = True
-    return load_encoding(folder), reference
+    return load_encoding(path), reference
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     both = {}
     for family in FAMILIES:
-        folder = tmp_path_factory.mktemp("tokenizer")  # the folder's name must say nothing
-        (folder / "tokenizer.json").write_text(json.dumps(tiny_spec(family)), encoding="utf-8")
-        both[family] = load_both(folder)
+        path = tmp_path_factory.mktemp("tokenizer") / "copy.json"  # the names must say nothing
+        path.write_text(json.dumps(tiny_spec(family)), encoding="utf-8")
+        both[family] = load_both(path)
     return both
 
 
@@ -157,23 +153,6 @@ def test_begin_and_end_tokens(tiny, family):
     assert ids.count(begin_token(enc)) == (family == "llama3")
 
 
-def test_begin_and_end_tokens_of_wordproblems():
-    """Broken if the repository's BPE gets another end token than its checkpoints were trained with."""
-    enc = load_encoding("wordproblems")
-    assert begin_token(enc) is None and end_token(enc) == enc.eot_token == 767
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_tokenizer_json_is_all_that_is_needed(tiny, family, tmp_path):
-    """Broken if a run, which has a copy of tokenizer.json alone, read it otherwise than the folder."""
-    enc, _ = tiny[family]
-    copy = shutil.copy(Path(enc.name) / "tokenizer.json", tmp_path / "renamed.json")
-    again = load_encoding(copy)
-    assert again.name == str(copy) and again._pat_str == enc._pat_str
-    assert again._mergeable_ranks == enc._mergeable_ranks
-    assert again._special_tokens == enc._special_tokens
-
-
 # ---- what is refused
 
 
@@ -200,25 +179,19 @@ def unmade_token(spec):
     spec["added_tokens"] = [{"content": "<|endoftext|>", "id": n + 1}]
 
 
-SPLIT = ("pre_tokenizer", "pretokenizers", 0)
+REGEX = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
 OTHERS = "its normalizer and pre_tokenizer are others"
 MERGES = "its merges are not those of its tokens in the order of their ids"
 REFUSED = {  # case: (family, change, words)
-    "regex": ("qwen3", at(*SPLIT, "pattern", "Regex", value=r"\s+|\S+"), OTHERS + r".*s\+"),
-    "behavior": ("qwen3", at(*SPLIT, "behavior", value="Removed"), OTHERS + ".*Removed"),
-    "normalizer": ("qwen3", at("normalizer", value={"type": "NFKC"}), OTHERS + ".*NFKC"),
-    "no normalizer": ("qwen3", at("normalizer", value=None), OTHERS),
+    "regex": ("qwen3", at(*REGEX, value=r"\s+|\S+"), OTHERS + r".*s\+"),
+    "normalizer": ("qwen3", at("normalizer", value=None), OTHERS),
     "no end": ("qwen3", at("added_tokens", value=[]), "added_tokens has no <.endoftext.>"),
-    "its own end": (
-        "llama3", at("added_tokens", 1, "content", value="<|endoftext|>"), "no <.end_of_text.>"
-    ),
     "an id twice": ("qwen3", at("model", "vocab", "a", value=7), "are not 0 to 401, each once"),
-    "a gap": ("qwen3", at("added_tokens", 0, "id", value=4_000_000_000), "each once"),
     "merge order": ("qwen3", swap_merges, MERGES),
     "llama3's merge order": ("llama3", swap_merges, MERGES),
     "token without merge": ("qwen3", unmade_token, MERGES),
     "whole pieces": ("llama3", at("model", "ignore_merges", value=False), MERGES),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -234,10 +207,9 @@ def test_what_is_not_known_exactly_is_refused(tmp_path, case):
     assert len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"a": 1}', b"\xff\xfe{}"])
+@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}'])
 def test_files_that_are_no_tokenizer(tmp_path, content):
     """Broken if a truncated or wrong file ended in a traceback that does not name it."""
-    content = content if isinstance(content, bytes) else content.encode()
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer\.json:"):
         load_encoding(tmp_path)
@@ -247,16 +219,20 @@ def test_files_that_are_no_tokenizer(tmp_path, content):
 
 # ---- the real ones
 
-FOLDERS = {"smollm2": ROOT / "data" / "smollm2", "qwen3": REAL / "qwen3", "llama3": REAL / "llama3"}
-KNOWN = {"smollm2": (49152, None, 0), "qwen3": (151669, None, 151643), "llama3": (128256, 128000, 128001)}
+KNOWN = {  # tokens, begin, end
+    "smollm2": (49152, None, 0),
+    "qwen3": (151669, None, 151643),
+    "llama3": (128256, 128000, 128001),
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_real_tokenizers(family):
     """Broken if the real vocabularies, with merges unlike small ones, gave other tokens."""
-    if not (FOLDERS[family] / "tokenizer.json").is_file():
-        pytest.skip(f"no {FOLDERS[family]}/tokenizer.json: set DLR_TOKENIZERS, or run python data/smollm2.py")
-    enc, reference = load_both(FOLDERS[family])
+    path = (ROOT / "data" if family == "smollm2" else REAL) / family / "tokenizer.json"
+    if not path.is_file():
+        pytest.skip(f"no {path}: set DLR_TOKENIZERS, or run python data/smollm2.py")
+    enc, reference = load_both(path)
     assert (enc.n_vocab, begin_token(enc), end_token(enc)) == KNOWN[family]
     texts = CORPUS + [Path(__file__).read_text(encoding="utf-8")]
     if (GSM8K_DIR / "train.jsonl").is_file():
