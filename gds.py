@@ -25,7 +25,6 @@ import heapq
 import itertools
 import math
 import sys
-import textwrap
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -34,8 +33,7 @@ import numpy as np
 
 TINY = 5e-324  # the least positive float, where 0 would make 0 * inf = nan
 
-# --------------------------------------------------------------------------------------------------
-# The problem
+# ---- The problem ---------------------------------------------------------------------------------
 
 
 class MDP:
@@ -68,11 +66,9 @@ class MDP:
         """The MDP in which action a leads from s to next_state[s,a] surely: (S,A) integers, no P."""
         states = np.asarray(next_state)
         if states.ndim != 2 or states.size == 0 or states.dtype.kind not in "iu":
-            raise ValueError("next_state: expected integers of shape (S,A), got "
-                             f"{states.dtype} of shape {states.shape}")
+            raise ValueError(f"next_state: expected integers (S,A), got {states.dtype} {states.shape}")
         if states.min() < 0 or states.max() >= len(states):
-            raise ValueError(f"next_state: states are 0..{len(states) - 1}, got "
-                             f"{states.min()}..{states.max()}")
+            raise ValueError(f"next_state: states are 0..{len(states) - 1}, got {states.min()}..{states.max()}")
         mdp = cls.__new__(cls)
         mdp._set(states[..., None], np.ones((*states.shape, 1)), r, gamma)
         return mdp
@@ -83,10 +79,9 @@ class MDP:
         if r.ndim != 3 or r.shape[1:] != (self.S, self.A) or len(r) == 0:
             raise ValueError(f"r: expected shape (T,{self.S},{self.A}) with T >= 1, got {r.shape}")
         if r.max() > 0:
-            raise ValueError(
-                f"r: rewards must be <= 0, got {r.max():g}: best-first search returns the first "
-                "feasible policy it pops, which is best only if longer is never better. Subtracting "
-                "the maximum is no way out: it shifts policies of different lengths differently")
+            raise ValueError(f"r: rewards must be <= 0, got {r.max():g}, or a longer policy may be better "
+                             "than the first one found; subtracting the maximum is no way out, since it "
+                             "shifts policies of different lengths differently")
         if not isinstance(gamma, (int, float, np.number)) or not 0 <= gamma <= 1:
             raise ValueError(f"gamma: expected a number in [0,1], got {gamma!r}")
         self.next, self.prob, self.r, self.gamma, self.T = next_states, prob, r, float(gamma), len(r)
@@ -148,8 +143,7 @@ def _check(mdp, start, goals, mode="reach", max_pops=1):
     return _index("start", start, mdp.S), frozenset(_index("goals", g, mdp.S) for g in goals)
 
 
-# --------------------------------------------------------------------------------------------------
-# Following a policy
+# ---- Following a policy --------------------------------------------------------------------------
 
 
 def feasible(mode, support, goals):
@@ -174,7 +168,7 @@ def follow(mdp, start, policy, clock=0):
     state that it can meet, else ValueError. clock: the time at which the first reward is read.
     """
     if clock + len(policy) > mdp.T:
-        raise ValueError(f"policy: {len(policy)} rules from time {clock} overrun the horizon T = {mdp.T}")
+        raise ValueError(f"policy: {len(policy)} rules from time {clock} overrun T = {mdp.T}")
     dists, value = [{_index("start", start, mdp.S): 1.0}], 0.0
     for i, rule in enumerate(policy):
         actions = {}
@@ -182,8 +176,7 @@ def follow(mdp, start, policy, clock=0):
             try:
                 action = rule[s]
             except (KeyError, IndexError, TypeError):
-                raise ValueError(f"policy: rule {i} gives no action for state {s}, "
-                                 "which it can meet") from None
+                raise ValueError(f"policy: rule {i} has no action for state {s}, which it meets") from None
             actions[s] = _index(f"policy: rule {i} in state {s}", action, mdp.A, "an action")
         after, reward = step(mdp, dists[-1], actions, clock + i)
         value += mdp.gamma**i * reward
@@ -241,8 +234,7 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=2 * 10**6)
     return best
 
 
-# --------------------------------------------------------------------------------------------------
-# The printed algorithm and its counterexample
+# ---- The printed algorithm and its counterexample ------------------------------------------------
 
 
 def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**6, trace=None):
@@ -258,12 +250,11 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
 
     reading "repaired", ours, is sound: prefixes are recorded when expanded, prune only prefixes of the
     same length t, and eps_t = r_max sum_{t<=i<T} gamma^i. Proof: let sigma complete the pruned prefix.
-    Run after the recorded one, sigma ends within the same ends, since G' is a subset of G, so it is
-    feasible; and it is worth >= v' - eps_t >= v >= the pruned completion. If that prefix is pruned in
-    turn, repeat: fewer steps are left each time.
+    Run after the recorded one, it ends within the same ends (G' is a subset of G), so it is feasible,
+    and it is worth >= v' - eps_t >= v >= the pruned completion.
 
-    Rules that agree on the support are copies (same G, V and future): one of each is appended.
-    max_pops also caps the prefixes waiting. trace(t, G, v, what) sees every pop.
+    Rules that agree on the support have one future: one of each is appended. max_pops also caps the
+    prefixes waiting. trace(t, G, v, what) sees every pop.
     """
     start, goals = _check(mdp, start, goals, mode, max_pops)
     if reading not in ("parent", "child", "repaired"):
@@ -331,10 +322,8 @@ def least_firing_depth(gamma):
     Proof: it prunes v <= v' - eps_t, where v' <= 0, v >= -r_max (1-gamma^t)/(1-gamma) and
     eps_t = r_max gamma^t/(1-gamma)^2 (r_max > 0). Hence the printed algorithm is right for T <= t*.
     """
-    if gamma == 1:
-        return math.inf
-    if gamma == 0:
-        return 1
+    if gamma in (0, 1):
+        return 1 if gamma == 0 else math.inf
     enough = (1 - gamma) / (2 - gamma)
     t = math.ceil(math.log(enough) / math.log(gamma))
     while gamma**t > enough:  # both corrections: the logarithms are rounded
@@ -362,8 +351,7 @@ def late_shortcut(gamma, T):
     return MDP.deterministic(next_state, r, gamma), 0, {T}
 
 
-# --------------------------------------------------------------------------------------------------
-# Backward induction: exact for REACH, a bound for both modes
+# ---- Backward induction: exact for REACH, a bound for both modes ---------------------------------
 
 
 def policy_iteration(mdp):
@@ -479,8 +467,7 @@ def reach_dp(mdp, start, goals):
     return Result(best.root, len(policy), policy, 0, "optimal")
 
 
-# --------------------------------------------------------------------------------------------------
-# The search
+# ---- The search ----------------------------------------------------------------------------------
 
 
 class Entry(NamedTuple):
@@ -609,8 +596,7 @@ def _choices(entry):
         yield t, s, a
 
 
-# --------------------------------------------------------------------------------------------------
-# Problems for the table: (mdp, start, goals)
+# ---- Problems for the table: (mdp, start, goals) -------------------------------------------------
 
 
 def merging():
@@ -663,8 +649,7 @@ def random_problem(rng, gamma, deterministic):
     return MDP(P, r, gamma), int(rng.integers(S)), set(goals.tolist())
 
 
-# --------------------------------------------------------------------------------------------------
-# The table: one check for each claim
+# ---- The table: one check for each claim ---------------------------------------------------------
 
 GAMMAS = (0, 0.25, 0.5, 0.9, 0.99, 1)
 
@@ -710,9 +695,14 @@ def check_theorem_1(cases, restarts):
 
 
 def check_theorem_2():
-    best, static = gds(*toll().problem), static_best(*toll().problem)
+    """A corridor 0, 1, 2 to the goal 2: stay (.05) or go on (.1); being in 1 costs 1 more until t = 2."""
+    r = np.full((6, 3, 2), [-0.05, -0.1])
+    r[:2, 0, 1] -= 1  # r_t is paid on landing, at t+1
+    r[:2, 1, 0] -= 1
+    mdp = MDP.deterministic([[0, 1], [1, 2], [2, 2]], r, 0.95)
+    best, static = gds(mdp, 0, {2}), static_best(mdp, 0, {2})
     return Claim("Theorem 2: a dynamic MDP may have no optimal static policy",
-                 f"world toll: waiting is worth {best.value:.3f}, the best static policy {static.value:.3f}",
+                 f"a toll: waiting is worth {best.value:.3f}, the best static policy {static.value:.3f}",
                  best.value <= static.value + 1e-9)
 
 
@@ -827,13 +817,8 @@ def check_sat(formulas):
 
 
 def print_table(claims):
-    rows = [("claim", "evidence", "verdict"), ("-" * 46, "-" * 60, "-" * 7)]
-    rows += [(c.text, c.evidence, "fails" if c.wrong else "holds") for c in claims]
-    print()
-    for text, evidence, verdict in rows:
-        cells = textwrap.wrap(text, 46), textwrap.wrap(evidence, 60), [verdict]
-        for line in itertools.zip_longest(*cells, fillvalue=""):
-            print("{:46}  {:60}  {}".format(*line).rstrip())
+    for claim in claims:
+        print(f"\n{'fails' if claim.wrong else 'holds'}  {claim.text}\n       {claim.evidence}")
 
 
 def print_counterexample(gamma, T, reading):
@@ -847,147 +832,43 @@ def print_counterexample(gamma, T, reading):
     print(f"  answer: {result.status}. The optimum is {brute_force(mdp, start, goals).value:g}.")
 
 
-# --------------------------------------------------------------------------------------------------
-# Gridworlds one can watch
-
-MOVES = {"stay": (0, 0), "north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}
-STEP, STAY = 0.10, 0.05  # what a move and a wait cost, besides the costs that come and go
-
-
-class World(NamedTuple):
-    """A gridworld. rows: the map; cells: state -> (row, column); extra (T+1,S): cost of landing at t."""
-
-    story: str
-    rows: list
-    cells: list
-    extra: np.ndarray
-    problem: tuple  # (mdp, start, goals, mode)
-
-
-def grid(story, rows, T, extra, gamma=0.97, land=None, mode="reach"):
-    """A World from a map: start 's', goals 'g', '#' cannot be entered. Blocked moves go nowhere.
-
-    r_t(s,a) = -(STEP or STAY) - E extra(t+1, i, j, letter), where (i, j) is the cell landed on.
-    land(i, j, target): the equally likely landings of a move from (i, j), instead of its target.
-    """
-    cells = [(i, j) for i, row in enumerate(rows) for j, letter in enumerate(row) if letter != "#"]
-    letters = [rows[i][j] for i, j in cells]
-    P = np.zeros((len(cells), len(MOVES), len(cells)))
-    for s, (i, j) in enumerate(cells):
-        for a, (di, dj) in enumerate(MOVES.values()):
-            target = (i + di, j + dj) if (i + di, j + dj) in cells else (i, j)
-            landings = land(i, j, target) if land else [target]
-            for cell in landings:
-                P[s, a, cells.index(cell)] += 1 / len(landings)
-    costs = np.array([[extra(t, i, j, c) for (i, j), c in zip(cells, letters)] for t in range(T + 1)])
-    own = np.array([STAY] + [STEP] * 4)  # (A,)
-    r = -own - np.einsum("sax,tx->tsa", P, costs[1:])
-    goals = {s for s, letter in enumerate(letters) if letter == "g"}
-    return World(story, rows, cells, costs, (MDP(P, r, gamma), letters.index("s"), goals, mode))
-
-
-def toll():
-    return grid("The toll on the middle cell is 1 until t = 2, then nothing: wait for it.",
-                ["sBg"], 6, lambda t, i, j, c: 1.0 * (c == "B" and t <= 2), gamma=0.95)
-
-
-def bridge():
-    price = [2] * 5 + [1] * 3 + [0] * 7
-    return grid("The bridge's toll falls from 2 to 1 at t = 5 and to 0 at t = 8; the ford costs 0.5 a cell.",
-                ["..###..",
-                 "..###..",
-                 "s.B...g",
-                 "..###..",
-                 "..FFF.."], 14, lambda t, i, j, c: price[t] if c == "B" else 0.5 * (c == "F"))
-
-
-def river():
-    def drift(i, j, target):  # from the water the current may carry one cell further east
-        in_water = i in (1, 2) and target != (3, 0)
-        return [target, (target[0], min(target[1] + 1, 4))] if in_water else [target]
-
-    return grid("The current carries the boat 0 or 1 cells east, by chance; the river is in flood (0.8) "
-                "until t = 2. Every branch must be at the dock at the same time.",
-                ["....g",
-                 "~~~~~",
-                 "~~~~~",
-                 "s####"], 10, lambda t, i, j, c: (0.8 if t <= 2 else 0.1) * (c == "~"), land=drift)
-
-
-def scouts():
-    return grid("A coin sends the scout left or right; both outposts must be covered. Branches that "
-                "meet in the neck share their action, so one of them has to wait.",
-                ["g...g",
-                 "##.##",
-                 "##.##",
-                 ".....",
-                 "##s##"], 10, lambda t, i, j, c: 0, mode="cover",
-                land=lambda i, j, target: [(3, 1), (3, 3)] if (i, j) == (4, 2) else [target])
-
-
-WORLDS = {make.__name__: make for make in (toll, bridge, river, scouts)}
-
-
-def show(world):
-    """Solves a world and prints the plan, a frame for each time."""
-    mdp, start, goals, mode = world.problem
-    best = gds(*world.problem)
-    print(world.story)
-    for name, found in (("GDS", best), ("best static", static_best(*world.problem))):
-        answer = f"value {found.value:.3f} in {found.length} steps" if found.policy else "no such policy"
-        print(f"{name + ':':12} {answer}")
-    print("@ agent  g goal  # wall  1-9 extra cost of landing there now, in tenths  X 1 or more")
-    for t, dist in enumerate(follow(mdp, start, best.policy)[0]):
-        paid = abs(policy_value(mdp, start, best.policy[:t]))
-        rule = best.policy[t] if t < best.length else {}
-        print(f"\nt = {t}, paid {paid:.2f}. {', '.join(list(MOVES)[a] for a in rule.values()) or 'Arrived'}")
-        picture = [list(row.translate(str.maketrans("sBF~", "...."))) for row in world.rows]
-        for s, (i, j) in enumerate(world.cells):
-            if s in dist:
-                picture[i][j] = "@"
-            elif s not in goals and world.extra[t, s] > 0:
-                picture[i][j] = "X" if world.extra[t, s] >= 1 else f"{10 * world.extra[t, s]:.0f}"
-        print("\n".join("".join(row) for row in picture))
+# ---- The command line; the gridworlds that --world shows are in data/gridworlds.py ---------------
 
 
 def main(argv=None):
     """The command line. Returns the exit status: 1 if a claim came out otherwise than it is marked."""
-    parser = argparse.ArgumentParser(description="General Dijkstra Search: puts every claim to the test, or "
-                                                 "solves a gridworld and shows the plan.")
-    parser.add_argument("--world", choices=list(WORLDS), help="the gridworld to solve and show")
+    parser = argparse.ArgumentParser(description="Put every claim to the test, or show a gridworld's plan.")
+    parser.add_argument("--world", help="solve and show one: toll, bridge, guard, doors, river, scouts")
     parser.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
     parser.add_argument("--n", type=int, default=3000, help="how many random problems (default 3000)")
     args = parser.parse_args(argv)
     if args.n < 1 or args.seed < 0:
         parser.error(f"expected --n >= 1 and --seed >= 0, got --n {args.n} --seed {args.seed}")
     if args.world:
+        from data.gridworlds import WORLDS, show
+        if args.world not in WORLDS:
+            parser.error(f"--world: expected one of {', '.join(WORLDS)}, got {args.world!r}")
         show(WORLDS[args.world]())
         return 0
     print_counterexample(0.25, 2, "child")
     print_counterexample(0.25, 3, "parent")
     cases = random_cases(args.seed, args.n)
     claims = [
-        check_theorem_1(cases, restarts=False),
-        check_theorem_1(cases, restarts=True),
-        check_theorem_2(),
-        check_theorem_3(cases),
-        check_theorems_4_and_5(cases, 4, "reach"),
-        check_theorems_4_and_5(cases, 5, "cover"),
-        check_printed(cases, "parent"),
-        check_printed(cases, "child"),
-        check_firing_depth(cases),
-        check_repaired(cases),
-        check_shift(),
-        check_empty_policy(),
-        check_history(cases, "reach"),
-        check_history(cases, "cover"),
-        check_sat(formulas=max(1, args.n // 30))]
+        check_theorem_1(cases, restarts=False), check_theorem_1(cases, restarts=True),
+        check_theorem_2(), check_theorem_3(cases),
+        check_theorems_4_and_5(cases, 4, "reach"), check_theorems_4_and_5(cases, 5, "cover"),
+        check_printed(cases, "parent"), check_printed(cases, "child"),
+        check_firing_depth(cases), check_repaired(cases),
+        check_shift(), check_empty_policy(),
+        check_history(cases, "reach"), check_history(cases, "cover"),
+        check_sat(formulas=max(1, args.n // 30)),
+    ]
     print_table(claims)
-    surprises = [claim for claim in claims if claim.holds == bool(claim.wrong)]
-    for claim in surprises:
-        print(f"\nUNEXPECTED: marked {'holds' if claim.holds else 'fails'}: {claim.text}")
-    as_expected = len(claims) - len(surprises)
-    print(f"\n{as_expected} of {len(claims)} verdicts as expected (seed {args.seed}, n {args.n})")
+    surprises = [claim.text for claim in claims if claim.holds == bool(claim.wrong)]
+    for text in surprises:
+        print(f"\nUNEXPECTED: {text}")
+    right = len(claims) - len(surprises)
+    print(f"\n{right} of {len(claims)} verdicts as expected (seed {args.seed}, n {args.n})")
     return 1 if surprises else 0
 
 
