@@ -1,6 +1,6 @@
 """What gds.py's solver costs by size, in pops, CPU seconds and memory.
 
-    python tests/bench_gds.py              measures (a minute of CPU time), writes results/bench_gds.jsonl
+    python tests/bench_gds.py              measures (a minute of CPU time), writes analysis/results/bench_gds.jsonl
                                            anew and prints the Markdown table
     python tests/bench_gds.py --table      only prints the table of what is in that file
     python tests/bench_gds.py --networkx   60 x 60 cells, T = 240: gds and networkx in turn (4 GB, minutes);
@@ -28,7 +28,7 @@ import gds as G  # noqa: E402
 from data.gridworlds import MOVES, STAY, STEP  # noqa: E402
 from gds import MDP  # noqa: E402
 
-FILE = ROOT / "results" / "bench_gds.jsonl"
+FILE = ROOT / "analysis" / "results" / "bench_gds.jsonl"
 SEEDS = 3
 
 
