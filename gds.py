@@ -251,7 +251,8 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     reading "repaired", ours, is sound: prefixes are recorded when expanded, prune only prefixes of the
     same length t, and eps_t = r_max sum_{t<=i<T} gamma^i. Proof: let sigma complete the pruned prefix.
     Run after the recorded one, it ends within the same ends (G' is a subset of G), so it is feasible,
-    and it is worth >= v' - eps_t >= v >= the pruned completion.
+    and it is worth >= v' - eps_t >= v >= the pruned completion. If that is pruned in turn, repeat:
+    fewer steps are left each time.
 
     Rules that agree on the support have one future: one of each is appended. max_pops also caps the
     prefixes waiting. trace(t, G, v, what) sees every pop.
@@ -565,7 +566,7 @@ def _children(mdp, bound, entry, static):
             continue
         moved = dict(entry.done)
         for s2, q in mdp.successors[s][a]:
-            moved[s2] = moved.get(s2, 0.0) + (p * q or TINY)
+            moved[s2] = moved.get(s2, 0.0) + (p * q or TINY)  # an underflow is still an end
         moved = tuple(sorted(moved.items()))
         moving = tuple([(s2, round(q * 1e12)) for s2, q in moved])
         future = (t, waiting, moving, frozenset({**fixed, s: a}.items()) if static else None)
