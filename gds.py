@@ -504,23 +504,23 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, static=
         pops = sum(len(rule) for rule in best.policy) + (best.status == "optimal")
         return replace(best, pops=pops) if pops <= max_pops else _failed("capped", max_pops)
 
-    def make_bound(lengths):
+    @functools.lru_cache(maxsize=8)  # all T of them would take O(T^2 S A) memory
+    def bound_of(lengths):
         if heuristic:
             return backward_bound(mdp, start, goals, mode, lengths)
         return Bound(lengths, 0.0, -mdp.r)  # 0 on what is still to come: bound(prefix) = value
 
-    bound_of = functools.lru_cache(maxsize=8)(make_bound)  # all T of them would take O(T^2 S A) memory
     tick = itertools.count()  # ties go to the longer prefix, then to the older one
     heap = []  # (-priority, -t, tick, lengths, Entry)
     best_value = {}  # (last length, future) -> the best value of a prefix with that future
 
     def push(entry, lengths, bound):
-        priority = _priority(mdp, bound, entry)
+        priority = _priority(bound, entry)
         if priority > -np.inf:
             heapq.heappush(heap, (-priority, -entry.t, next(tick), lengths, entry))
 
     for lengths in shared_lengths(mdp) if heuristic else [range(1, mdp.T + 1)]:
-        bound = make_bound(lengths)
+        bound = bound_of(lengths)
         push(Entry(0.0, bound.root, 0, ((start, 1.0),), (), None, None), lengths, bound)
     pops = 0
     while heap:
@@ -579,7 +579,7 @@ def _children(mdp, bound, entry, static):
             yield Entry(value, left, t + 1, moved, (), choices, future)
 
 
-def _priority(mdp, bound, entry):
+def _priority(bound, entry):
     """The entry's bound, in COVER less what must be lost on the way to the goals (backward_bound)."""
     if bound.miss is None:
         return entry.bound

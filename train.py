@@ -136,8 +136,15 @@ def learning_rate(step, steps):
     return 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / (steps - warmup + 1)))
 
 
+def row_of(i, n_rows, seed):
+    """Which row is the i-th of a run: every epoch has its own order, which follows from seed and epoch."""
+    epoch, position = divmod(i, n_rows)
+    generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+    return int(torch.randperm(n_rows, generator=generator)[position])
+
+
 def train(args):
-    """One run from start to end, which leaves its checkpoint in args.out. Returns (model, encoding)."""
+    """One run from start to end, its checkpoint in args.out. Returns (model, encoding, seconds)."""
     # Where to run.
     out = Path(args.out)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -178,12 +185,6 @@ def train(args):
     say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
         f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
-    def item(i):
-        """The i-th item of the run: every epoch has its own order, which follows from seed and epoch."""
-        epoch, position = divmod(i, len(items))
-        generator = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
-        return items[torch.randperm(len(items), generator=generator)[position]]
-
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()
     lm, codes = [], []
@@ -208,7 +209,6 @@ def train(args):
 
     if rank == 0:
         log = plumbing.open_folder(out, args, enc.name, step)  # metrics.jsonl, cut back to `step`
-
     interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
     if world == 1:
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
@@ -221,7 +221,8 @@ def train(args):
             group["lr"] = group["peak"] * rate
 
         # loss and gradient: this process's micro-batches, each weighted by its share of the labels
-        batch = [item(i) for i in range(step * args.batch_size, (step + 1) * args.batch_size)]
+        first = step * args.batch_size
+        batch = [items[row_of(first + j, len(items), args.seed)] for j in range(args.batch_size)]
         n_labels = sum(len(ids) - n_prompt for ids, n_prompt in batch)
         torch.manual_seed((args.seed * 1_000_003 + step) * world + rank)  # the search's noise, after a resume, too
         metrics = {}
@@ -280,7 +281,7 @@ def train(args):
     if interrupted:
         say(f"interrupted at step {step}; go on with: python train.py --resume --out {args.out}")
         sys.exit(130)
-    return model, enc
+    return model, enc, round(seconds, 3)
 
 
 def run(args):
@@ -293,7 +294,7 @@ def run(args):
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
         if args.generate:
             check_golds(held_out)
-    model, enc = train(args)  # the optimizer's memory is free again after it
+    model, enc, seconds = train(args)  # the optimizer's memory is free again after it
     if int(os.environ.get("RANK", 0)) > 0:
         return None
     if args.method == "pretrain":  # a base checkpoint is the plain language model in bfloat16
@@ -304,7 +305,6 @@ def run(args):
     with plumbing.precision(args.dtype, model.cos.device.type):
         summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens,
                                     seed=args.seed)
-    seconds = json.loads((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])["seconds"]
     summary |= {"method": args.method, "split": args.eval_split, "train_seconds": seconds}
     plumbing.write_records(out / "answers.jsonl", records)
     plumbing.write_text(out / "summary.json", json.dumps(summary, indent=1))

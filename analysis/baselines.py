@@ -147,9 +147,7 @@ def run(args):
 
     def item(i):
         """The i-th item of the run: train.py's order; what is said in codes follows from seed and i."""
-        epoch, position = divmod(i, len(items))
-        generator = torch.Generator().manual_seed(args.seed * 100_003 + epoch)
-        row = int(torch.randperm(len(items), generator=generator)[position])
+        row = train.row_of(i, len(items), args.seed)
         if codes is None:
             return items[row]
         return assort(items[row], codes[row], first_new, random.Random(args.seed * 1_000_003 + i))
@@ -182,7 +180,7 @@ def run(args):
 
     state = {"config": dataclasses.asdict(model.config), "model": model.state_dict(), "step": steps,
              "tokenizer": enc.name, "suffix": suffix, "train": vars(args)}
-    plumbing.write(out / "ckpt.pt", lambda tmp: torch.save(state, tmp))
+    plumbing.write_checkpoint(out / "ckpt.pt", state)
     if held_out:
         with autocast:
             summary, records = evaluate(model, enc, held_out, ("off",), args.generate, args.max_new_tokens,

@@ -187,7 +187,7 @@ def test_bound_is_admissible_on_every_prefix(problem, data):
             continue
         bound = gds.backward_bound(m, start, goals, mode, lengths)
         left = bound.root - sum(w * x if (x := bound.regret[i, s, a]) < np.inf else x for i, s, a, w in weighted)
-        left = gds._priority(m, bound, gds.Entry(0.0, left, t, tuple(d.items()), (), None, None))
+        left = gds._priority(bound, gds.Entry(0.0, left, t, tuple(d.items()), (), None, None))
         for L in range(max(t, lengths[0]), lengths[-1] + 1):  # every completion
             for tail in itertools.product(itertools.product(range(2), repeat=len(P)), repeat=L - t):
                 value, ends = simulate(P, r, gamma, start, np.array([*prefix, *tail], int).reshape(L, len(P)))
@@ -206,7 +206,7 @@ def test_cover_bound_by_hand():
     assert (one.root, one.miss[0, 0, 0]) == (0, np.inf) and (two.root, two.miss[0, 0, 0]) == (0, 0.5 * 0.5 * 1)
     assert gds.gds(m, 0, {4}, "cover").value == -0.25
     both, late = (((1, 0.5), (2, 0.5)), ()), (((2, 0.5),), ((1, 0.5),))
-    left = [gds._priority(m, two, gds.Entry(0.0, 0.0, 1, *branches, None, None)) for branches in (both, late)]
+    left = [gds._priority(two, gds.Entry(0.0, 0.0, 1, *branches, None, None)) for branches in (both, late)]
     assert left == [-0.25, -np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
 
 
