@@ -47,6 +47,7 @@ class GPTConfig:
     chunk: int = 4  # K
     steer_layer: int | None = None  # l*: how many blocks run before the steering; default half
     steer_scale: float = 0.5  # alpha
+    centre_codes: bool = False  # steer with e_a minus the codebook's mean; the paper: with e_a itself
     route_norm: bool = True  # the router reads h / rms(h); False, as in the paper: h itself
     router_std: float = 0.1  # std of the router's initial weights; the paper: 0.01
     # the transformer's variants: Llama, Llama 3.2, SmolLM2, Qwen3
@@ -59,8 +60,7 @@ class GPTConfig:
     tie_embeddings: bool = True  # the head shares the embedding's weights
 
     def __post_init__(self):
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd",
-                     "n_codes", "chunk"):
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_kv_head", "n_embd", "n_codes", "chunk"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
@@ -82,7 +82,6 @@ class GPTConfig:
 
 
 # ---- The transformer. Named as in Hugging Face's Llama, so its weights fit. -----------------------
-
 
 def rope_frequencies(config):
     """
@@ -150,9 +149,7 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).reshape(B, T, self.n_head * self.hd))
 
 
-class MLP(nn.Module):
-    """SwiGLU."""
-
+class MLP(nn.Module):  # SwiGLU
     def __init__(self, config):
         super().__init__()
         self.gate_proj = nn.Linear(config.n_embd, config.ffn_dim, bias=False)
@@ -177,7 +174,6 @@ class Block(nn.Module):
 
 
 # ---- The model, in the order in which data flows: lower half, route, steer, upper half. ----------
-
 
 class GPT(nn.Module):
     """A GPT that routes and steers: h_t += alpha * e_a after l* blocks, a = the code of t's chunk."""
@@ -231,7 +227,10 @@ class GPT(nn.Module):
     def steer(self, h, codes, start=0):
         """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M)."""
         chunk_of = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
-        return h + self.config.steer_scale * self.codebook(codes[:, chunk_of])
+        e = self.codebook.weight  # (C, H)
+        if self.config.centre_codes and len(e) > 1:
+            e = e - e.mean(0)
+        return h + self.config.steer_scale * F.embedding(codes[:, chunk_of], e)
 
     def upper(self, h, cache=None):
         """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""
@@ -275,15 +274,19 @@ class GPT(nn.Module):
         return logp
 
     # ---- Training: search, select, update (paper, section 3). ------------------------------------
-
     @torch.no_grad()
-    def _search(self, h, z, targets, n_rollouts, temperature, select):
+    def _search(self, h, z, targets, n_rollouts, temperature, select, persistence=0.0):
         """SEARCH and SELECT from states h (B, T, H) and routing logits z (B, M, C) -> codes (B, M)."""
         if select == "greedy":
             return z.argmax(-1)
         # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
         gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
         codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
+        if persistence > 0:  # a chunk may keep the code before it; in the first, every code has its turn
+            codes[:, :, 0] = torch.arange(n_rollouts, device=z.device)[:, None] % self.config.n_codes
+            chunk = torch.arange(z.size(1), device=z.device)
+            fresh = torch.rand(codes.shape, device=z.device) >= persistence
+            codes = codes.gather(-1, torch.where(fresh, chunk, 0).cummax(-1).values)
         if select == "joint":
             codes[0] = z.argmax(-1)  # so the winner's joint score is never below the router's own
         # How likely does each candidate make the row's answer? One upper half each: (N, B).
@@ -294,15 +297,15 @@ class GPT(nn.Module):
         best = score.argmax(0)  # (B,)
         return codes[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
 
-    def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood"):
+    def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", persistence=0.0):
         """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
-        self._check(idx, targets, n_rollouts, temperature, select)
+        self._check(idx, targets, n_rollouts, temperature, select, persistence)
         h = self.lower(idx)
         z = self.router_logits(h[:, :: self.config.chunk])
-        return self._search(h, z, targets, n_rollouts, temperature, select)
+        return self._search(h, z, targets, n_rollouts, temperature, select, persistence)
 
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood",
-                 alpha_policy=0.1, alpha_reg=0.1):
+                 alpha_policy=0.1, alpha_reg=0.1, persistence=0.0):
         """
         The loss of one training step, and what each of its terms trains:
 
@@ -313,11 +316,11 @@ class GPT(nn.Module):
 
         Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
         log p(x): of the labels, given the prompt, a mean per label; log p(a* | x): per real chunk.
-        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature), and a* is for
+        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature); with persistence
+        p > 0 (ours) a chunk keeps the last one's code with probability p, 1 = one code a row. a* is for
 
             select "likelihood" (the paper): the one with the greatest log p(x | a);
-            select "joint": with the greatest log p(x | a) + log p(a | x), where candidate 0 is the
-                router's argmax;
+            select "joint": with the greatest log p(x | a) + log p(a | x), the router's argmax among them;
             select "greedy": the router's argmax, nothing is drawn and policy is 0, so that the prior
                 alone trains the router: the control that shows what searching adds.
 
@@ -325,11 +328,11 @@ class GPT(nn.Module):
         and "usage" (C,), how many real chunks the router's argmax gave each code. In train() mode the
         prior's running average moves on.
         """
-        self._check(idx, targets, n_rollouts, temperature, select)
+        self._check(idx, targets, n_rollouts, temperature, select, persistence)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
         z = self.router_logits(h[:, :: self.config.chunk])  # (B, M, C)
         mask = chunk_mask(targets, self.config.chunk)  # (B, M)
-        a = self._search(h, z, targets, n_rollouts, temperature, select)  # (B, M)
+        a = self._search(h, z, targets, n_rollouts, temperature, select, persistence)  # (B, M)
 
         n_labels = (targets >= 0).sum().clamp(min=1)
         plain = self.token_logp(h, targets).sum() / n_labels  # log p(x)
@@ -364,7 +367,6 @@ class GPT(nn.Module):
         return (P * (P.clamp(min=1e-10).log() - target.clamp(min=1e-10).log())).sum()
 
     # ---- Inference. ------------------------------------------------------------------------------
-
     @torch.no_grad()
     def generate(self, prompts, max_new_tokens, codes=None, stop=None, temperature=0.0):
         """
@@ -429,8 +431,7 @@ class GPT(nn.Module):
         return [ids[: ids.index(stop)] if stop in ids else ids for ids in answers]
 
     # ---- Checks and loading. ---------------------------------------------------------------------
-
-    def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy"):
+    def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy", persistence=0.0):
         if idx.dim() != 2 or idx.dtype != torch.long or not 1 <= idx.size(1) <= self.config.block_size:
             raise ValueError(f"idx must be a LongTensor (B, T) with T in 1..{self.config.block_size} "
                              f"(block_size), got {idx.dtype} {tuple(idx.shape)}")
@@ -438,8 +439,9 @@ class GPT(nn.Module):
             raise ValueError(f"idx and targets must have one shape, got {tuple(idx.shape)}, {tuple(targets.shape)}")
         if select not in ("likelihood", "joint", "greedy"):
             raise ValueError(f'select must be "likelihood", "joint" or "greedy", got {select!r}')
-        if n_rollouts < 1 or not 0 <= temperature < math.inf:
-            raise ValueError(f"n_rollouts must be >= 1, temperature >= 0, got {n_rollouts}, {temperature}")
+        if n_rollouts < 1 or not 0 <= temperature < math.inf or not 0 <= persistence <= 1:
+            raise ValueError("n_rollouts must be >= 1, temperature >= 0, persistence in 0..1, "
+                             f"got {n_rollouts}, {temperature}, {persistence}")
 
     def _check_codes(self, codes, B, M):
         if codes is None or (isinstance(codes, str) and codes == "off"):
@@ -448,8 +450,7 @@ class GPT(nn.Module):
             got = f"{codes.dtype} {tuple(codes.shape)}" if torch.is_tensor(codes) else repr(codes)
             raise ValueError(f'codes must be None, "off" or a LongTensor ({B}, {M}), got {got}')
         if codes.min() < 0 or codes.max() >= self.config.n_codes:
-            raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, "
-                             f"got {codes.min()}..{codes.max()}")
+            raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, got {codes.min()}..{codes.max()}")
 
     @classmethod
     def from_checkpoint(cls, path, **overrides):
@@ -465,7 +466,6 @@ class GPT(nn.Module):
 
 
 # ---- Small pieces of the loss. -------------------------------------------------------------------
-
 
 def chunk_mask(targets, K):
     """

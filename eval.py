@@ -12,15 +12,15 @@ The arms: what happens to the codes, in prompt and answer alike.
     off       the plain language model
     random    every chunk gets a uniformly drawn code
     shuffled  the codes that "on" used, permuted among the chunks of the row: the same codes as often
+    each      one arm for each code (of at most 16), forced everywhere; the best on val is marked
 An arm that changes nothing is reported as such.
 """
 
 import argparse
 import json
 import math
-import re
 import sys
-from decimal import Decimal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -28,58 +28,21 @@ import torch
 from tqdm import tqdm
 
 from data import plumbing
+from data.grading import check_golds, grade
+from data.modes import way_of
 from data.tokens import collate, encode_row, end_token, load_rows
 
 ARMS = ("on", "off", "random", "shuffled")
-
-# ---- Grading: text in, verdict out. The gold answer comes from the data, never from tokens. ------
-
-SIGN = "[-+\u2212]"  # U+2212 is the typographic minus
-NUMBER = (r"(?<!\d)(?<!\d[.,/^:])"  # not the tail of a longer literal, such as the 2 of 1/2
-          rf"(?:(?<![\w).]){SIGN}\$?|\${SIGN})?\$?"  # the minus of 10-3 is no sign
-          r"(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d{1,4})?"
-          r"(?![ \t]*(?:[*/^][ \t]*|[-+:.,eE\u2212]*)\d)")  # not the head of one: 1/2, 1 000
-
-
-def to_number(text):
-    """The value of "$1,234.00", "18.", "50%", "-3" or "2e-06" as a Decimal; None if it is no number."""
-    text = re.sub(r"[$,%\s]", "", text or "").replace("\u2212", "-").removesuffix(".")
-    number = re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,4})?", text, re.ASCII)
-    return Decimal(text) if number else None
-
-
-def grade(text, gold):
-    """
-    Generated text against the gold answer: a number, a letter A-Z, or yes or no; only answers of
-    its kind are looked for. strict: the one right after the first "####" is right. flexible: the last
-    one anywhere is right. parsed: there is one after "####". A missing answer is wrong.
-    """
-    gold = str(gold).strip()
-    if to_number(gold) is not None:
-        pattern, value = NUMBER, to_number
-    elif re.fullmatch("[A-Z]", gold):
-        pattern, value = r"\b[A-Z]\b", str
-    elif gold.lower() in ("yes", "no"):
-        pattern, value = r"(?i:\byes\b|\bno\b)", str.lower
-    else:
-        raise ValueError(f"the gold answer must be a number, a letter A-Z, yes or no, got {gold!r}")
-    first = re.match(rf"[ \t]*\(?({pattern})", text.partition("####")[2], re.ASCII)
-    every = re.findall(pattern, text, re.ASCII)
-    return {"strict": first is not None and value(first[1]) == value(gold),
-            "flexible": bool(every) and value(every[-1]) == value(gold),
-            "parsed": first is not None}
-
-
-def check_golds(rows):
-    """ValueError, naming file and line, if a row's gold answer cannot be graded."""
-    for i, row in enumerate(rows):
-        try:
-            grade("", row["final"])
-        except ValueError as e:
-            raise ValueError(f"{row.get('where', f'row {i}')}: {e}") from e
-
+MAX_EACH, CHOOSE_ON = 16, 200  # "each" makes arms of at most so many codes, chosen on so many rows of val
 
 # ---- The arms. Codes are drawn from seeds of each problem, so batching has no say. ---------------
+
+
+def each_code(model):
+    """The arms "code 0", "code 1", ..., of a model with at most MAX_EACH codes."""
+    if model.config.n_codes > MAX_EACH:
+        raise ValueError(f"--arms each is for at most {MAX_EACH} codes, this model has {model.config.n_codes}")
+    return [f"code {code}" for code in range(model.config.n_codes)]
 
 
 def arm_codes(arm, problems, own, n_chunks, model, seed):
@@ -87,10 +50,12 @@ def arm_codes(arm, problems, own, n_chunks, model, seed):
     What model(codes=...) takes for an arm: None, "off", or codes (len(problems), n_chunks).
     own: for "shuffled", each problem's codes under "on", (m,) each; repeated up to n_chunks.
     """
-    if arm not in ARMS:
-        raise ValueError(f"arms must be among {', '.join(ARMS)}, got {arm!r}")
     if arm in ("on", "off"):
         return None if arm == "on" else "off"
+    if arm.startswith("code "):
+        return torch.full((len(problems), n_chunks), int(arm.removeprefix("code ")), device=model.cos.device)
+    if arm not in ARMS:
+        raise ValueError(f"arms must be among {', '.join(ARMS)}, each, got {arm!r}")
     codes = []
     for j, problem in enumerate(problems):
         generator = torch.Generator().manual_seed(seed + 7919 * problem)
@@ -173,13 +138,17 @@ def bootstrap(a, b, weights=None, n=10_000, seed=0):
 
 
 def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, batch_size=128,
-             seed=0, suffix=()):
+             seed=0, suffix=(), choose_on=()):
     """
     Every arm on the same problems -> (summary, records). Per arm: nats per answer token and, where
     answers are generated, the fractions strict, flexible and parsed; differences in nats and strict to
-    "off" (of random and shuffled also to "on") with 95 % intervals. records: a dict per problem.
-    Rows too long for the context are left out and counted. suffix: ids that end every prompt.
+    "off" (of the other arms also to "on") with 95 % intervals, and the ways in which they are told.
+    records: a dict per problem. Rows too long for the context are left out and counted.
+    suffix: ids that end every prompt. choose_on: rows of val; the code that, forced, does best on them
+    (strict, or in likelihood) is summary["chosen"].
     """
+    if "each" in arms:
+        arms = [arm for arm in arms if arm != "each"] + each_code(model)
     items, kept = [], []
     for row in rows:
         ids, n_prompt = encode_row(row, enc)
@@ -203,7 +172,8 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
         for arm in arms:
             record[arm] = {"nll": float(nll[arm][i])}
             if generate:
-                record[arm] |= {"text": texts[arm][i], **grade(texts[arm][i], row["final"])}
+                text = texts[arm][i]
+                record[arm] |= {"text": text, "way": way_of(text), **grade(text, row["final"])}
         records.append(record)
 
     summary = {"rows": len(kept), "left_out": len(rows) - len(kept), "arms": {}}
@@ -211,6 +181,9 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
         s = {"nats": float(nll[arm].sum() / counts.sum())}
         for key in ("strict", "flexible", "parsed") if generate else ():
             s[key] = float(np.mean([r[arm][key] for r in records]))
+        if generate:
+            ways = Counter(r[arm]["way"] for r in records)
+            s["ways"] = {way: n / len(kept) for way, n in ways.most_common()}
         against = {"off": (), "on": ("off",)}.get(arm, ("off", "on"))
         for other in [other for other in against if other in arms]:
             s[f"nats_minus_{other}"] = bootstrap(nll[arm] / counts, nll[other] / counts, counts)
@@ -220,11 +193,16 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
                 s[f"strict_minus_{other}"] = bootstrap(a, b)
                 s[f"same_as_{other}"] &= texts[arm] == texts[other]
         summary["arms"][arm] = s
+    if choose_on:
+        codes = each_code(model)
+        val = evaluate(model, enc, choose_on, codes, generate, max_new_tokens, batch_size, seed, suffix)[0]["arms"]
+        summary["chosen"] = max(codes, key=lambda arm: val[arm].get("strict", -val[arm]["nats"]))
     return summary, records
 
 
 def table(summaries):
-    """{name of a run: summary} as text, one line for each arm."""
+    """{name of a run: summary} as text, one line for each arm; how answers are told, if it differs."""
+    told = {way for summary in summaries.values() for s in summary["arms"].values() for way in s.get("ways", ())}
     lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}"
              f"{'  minus off [95 %]':22}{'flexible':>9}{'parsed':>8}"]
     for name, summary in summaries.items():
@@ -238,6 +216,10 @@ def table(summaries):
                     points = [100 * x for x in s["strict_minus_off"]]
                     line += "  {:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
                 line = line.ljust(92) + f"{s['flexible']:9.1%}{s['parsed']:8.1%}"
+                if len(told) > 1:
+                    line += "  " + ", ".join(f"{share:.0%} {way}" for way, share in s["ways"].items())
+            if arm == summary.get("chosen"):
+                line += "  <- best on val"
             same = [other for other in ("on", "off") if s.get(f"same_as_{other}")]
             lines.append(line + (f"  changes nothing: the same as {same[0]}" if same else ""))
     return "\n".join(lines)
@@ -260,10 +242,21 @@ def ask(model, enc, question, max_new_tokens=320, suffix=()):
     ids = (prompt + on)[: model.config.block_size]
     codes = model.route(torch.tensor([ids], device=model.cos.device))[0].argmax(-1).tolist()  # (M,)
     chunks = [f"[{code}]{decode(enc, ids[m * K : m * K + K])}" for m, code in enumerate(codes)]
-    return (f"codes on, [code] before each chunk of {K} tokens ({len(set(codes))} codes used):\n"
-            f"{''.join(chunks)}\n\n"
-            f"answer with codes on:\n{decode(enc, on).strip()}\n\n"
-            f"answer with codes off:{'  (the same)' if on == off else ''}\n{decode(enc, off).strip()}")
+    out = (f"codes on, [code] before each chunk of {K} tokens ({len(set(codes))} codes used):\n"
+           f"{''.join(chunks)}\n\n"
+           f"answer with codes on:\n{decode(enc, on).strip()}\n\n"
+           f"answer with codes off:{'  (the same)' if on == off else ''}\n{decode(enc, off).strip()}")
+    if model.config.n_codes > MAX_EACH:
+        return out
+    said = {}  # text: the codes that, forced everywhere, say it
+    n_chunks = math.ceil(model.config.block_size / K)
+    for code in range(model.config.n_codes):
+        forced = torch.full((1, n_chunks), code, device=model.cos.device)
+        new = model.generate([prompt], max_new_tokens, forced, end)[0]
+        said.setdefault(decode(enc, new).strip(), []).append(code)
+    for text, same in said.items():
+        out += f"\n\nanswer with code {', '.join(map(str, same))} everywhere:\n{text}"
+    return out
 
 
 def load_run(path):
@@ -283,7 +276,7 @@ def main(argv=None):
     parser.add_argument("--data", help="as in train.py (default: what the run was trained on)")
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split")
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=ARMS, help="what happens to the codes")
+    parser.add_argument("--arms", nargs="+", default=ARMS, choices=(*ARMS, "each"), help="what happens to the codes")
     parser.add_argument("--generate", action=argparse.BooleanOptionalAction, default=True,
                         help="generate and grade answers, not only score their likelihood")
     parser.add_argument("--max_new_tokens", type=int, default=320, help="longest answer generated")
@@ -304,8 +297,10 @@ def main(argv=None):
                 print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
                 return
             rows = load_rows(data, args.split, args.rows or None)
+            n_val = min(CHOOSE_ON, len(rows))
+            val = load_rows(data, "val", n_val, at_most=True) if "each" in args.arms else ()
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
-                                        args.batch_size, args.seed, suffix)
+                                        args.batch_size, args.seed, suffix, val)
         run = Path(args.run)
         out = (run if run.is_dir() else run.parent) / f"eval-{Path(data).name}-{args.split}.jsonl"
         plumbing.write_records(out, records)

@@ -4,7 +4,6 @@ plain SFT under the same budget, and prints both beside each other.
 
     python train.py                                  # the main job, 6.6 minutes on 2 CPU cores
     python train.py --tiny                           # the same in half a minute: see all of it work
-    python train.py --method sft --lr 5e-4           # SFT alone, see --help for all controls
     python train.py --data gsm8k --init_from data/smollm2        # a real model, real GSM8K (README)
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
 
@@ -30,7 +29,7 @@ from tqdm import tqdm
 from data import plumbing
 from data.files import read_json, read_jsonl
 from data.tokens import DATASETS, collate, encode_rows, load_rows
-from eval import ARMS, bootstrap, check_golds, evaluate, table
+from eval import ARMS, CHOOSE_ON, MAX_EACH, bootstrap, check_golds, evaluate, table
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
@@ -41,9 +40,8 @@ WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
 
 def parse(argv):
     """The flags, checked. With --resume those that the run was started with."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="python train.py [flags]", allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__, usage="python train.py [flags]", allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def flag(name, default, help, choices=None):
         kind = {"type": type(default), "choices": choices}
@@ -71,14 +69,16 @@ def parse(argv):
     flag("code_lr", 1e-2, "peak learning rate of codebook and router")
     # Dynamic Latent Routing
     flag("n_codes", 32, "C, codes in the codebook")
-    flag("chunk", 4, "K, tokens per chunk")
+    flag("chunk", 4, "K, tokens per chunk; 0 = one code for the whole row")
     flag("steer_layer", -1, "l*, blocks below the steering; -1 = half of them")
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
+    flag("centre_codes", False, "steer with e_a minus the codebook's mean; the paper: e_a itself")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
     flag("select", "likelihood", "who wins; greedy: no search", ["likelihood", "joint", "greedy"])
     flag("n_rollouts", 4, "N, candidates per row and step")
     flag("temperature", 1.0, "of the distribution that candidates are drawn from")
+    flag("persistence", 0.0, "probability that a candidate's chunk keeps the last one's code; 1: one code a row")
     flag("alpha_policy", 0.1, "weight of the policy term")
     flag("alpha_reg", 0.1, "weight of the regularizer")
     # evaluation and checkpoints
@@ -103,12 +103,13 @@ def parse(argv):
 
     positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
                 "max_new_tokens", "save_every")
-    for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
+    for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg", "persistence"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
         if not 0 <= value < math.inf or (value == 0 and low == "> 0"):
             raise ValueError(f"--{name} must be finite and {low}, got {value}")
-    if not 0 <= args.seed < 2**31 or args.eval_rows < -1:
-        raise ValueError(f"--seed must be in 0..2^31-1, --eval_rows >= -1, got {args.seed}, {args.eval_rows}")
+    if not 0 <= args.seed < 2**31 or args.eval_rows < -1 or args.persistence > 1:
+        raise ValueError("--seed must be in 0..2^31-1, --eval_rows >= -1, --persistence <= 1, "
+                         f"got {args.seed}, {args.eval_rows}, {args.persistence}")
     for name, value in FIXED.get(args.method, {}).items():
         if name in given and getattr(args, name) != value:
             raise ValueError(f"--method {args.method} has --{name} {value}, got {getattr(args, name)}")
@@ -166,9 +167,8 @@ def train(args):
     ckpt = out / "ckpt.pt"
     saved = plumbing.load_checkpoint(ckpt) if args.resume and ckpt.exists() else None
     routing = {name: getattr(args, name) for name in
-               ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm", "router_std")}
-    if args.steer_layer == -1:
-        routing["steer_layer"] = None  # the config's default
+               ("n_codes", "chunk", "steer_layer", "steer_scale", "centre_codes", "route_norm", "router_std")}
+    routing["steer_layer"] = None if args.steer_layer == -1 else args.steer_layer  # None: half
     source = "scratch" if args.method == "pretrain" else args.init_from
     model, enc = plumbing.open_model(saved or source, args.block_size, **routing)
 
@@ -232,7 +232,7 @@ def train(args):
             with autocast:
                 if args.method in CODED:
                     loss, terms = model.dlr_loss(idx, targets, args.n_rollouts, args.temperature,
-                                                 args.select, args.alpha_policy, args.alpha_reg)
+                                                 args.select, args.alpha_policy, args.alpha_reg, args.persistence)
                 else:
                     loss, terms = model(idx, targets, codes="off")[1], {}
             (loss * share).backward()
@@ -289,11 +289,15 @@ def run(args):
     out = Path(args.out)
     if args.resume and (out / "summary.json").exists():  # the last file written: all is done
         return read_json(out / "summary.json"), [item for _, item in read_jsonl(out / "answers.jsonl")]
-    held_out = []
+    held_out, val, arms = [], [], ARMS if args.method in CODED else ("off",)
+    one_code = args.method == "dlr" and (args.chunk == 0 or args.persistence == 1)  # for the whole row
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
+        if one_code and args.n_codes <= MAX_EACH:
+            arms, n_val = ("on", "off", "each"), min(CHOOSE_ON, len(held_out))
+            val = load_rows(args.data, "val", n_val, at_most=True)
         if args.generate:
-            check_golds(held_out)
+            check_golds(held_out + val)
     model, enc, seconds = train(args)  # the optimizer's memory is free again after it
     if int(os.environ.get("RANK", 0)) > 0:
         return None
@@ -301,10 +305,9 @@ def run(args):
         plumbing.save_base(model, out / "base.pt")
     if not held_out:
         return None
-    arms = ARMS if args.method in CODED else ("off",)
     with plumbing.precision(args.dtype, model.cos.device.type):
         summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens,
-                                    seed=args.seed)
+                                    seed=args.seed, choose_on=val)
     summary |= {"method": args.method, "split": args.eval_split, "train_seconds": seconds}
     plumbing.write_records(out / "answers.jsonl", records)
     plumbing.write_text(out / "summary.json", json.dumps(summary, indent=1))
@@ -323,13 +326,14 @@ def main(argv=None):
         print(table({name: summary for name, (summary, _) in runs.items()}))
     if len(runs) == 2:
         (_, dlr), (_, sft) = runs.values()  # records, problem by problem the same
-        a, b = [r["on"] for r in dlr], [r["off"] for r in sft]
+        arm = runs["dlr"][0].get("chosen", "on")
+        a, b = [r[arm] for r in dlr], [r["off"] for r in sft]
         tokens = [r["tokens"] for r in dlr]
         nats = bootstrap([x["nll"] / n for x, n in zip(a, tokens)], [x["nll"] / n for x, n in zip(b, tokens)], tokens)
-        print("dlr on - sft: {:+.4f} nats per answer token, 95 % [{:+.4f}, {:+.4f}]".format(*nats))
+        print("dlr {} - sft: {:+.4f} nats per answer token, 95 % [{:+.4f}, {:+.4f}]".format(arm, *nats))
         if args.generate:
             points = bootstrap([100 * x["strict"] for x in a], [100 * x["strict"] for x in b])
-            print("dlr on - sft: {:+.1f} points of strict accuracy, 95 % [{:+.1f}, {:+.1f}]".format(*points))
+            print("dlr {} - sft: {:+.1f} points of strict accuracy, 95 % [{:+.1f}, {:+.1f}]".format(arm, *points))
     print(f"everything is in {args.out}")
 
 

@@ -24,6 +24,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from analysis import modes  # noqa: E402
 from data import plumbing  # noqa: E402
 from eval import bootstrap  # noqa: E402
 
@@ -42,13 +43,38 @@ RATES = ("5e-4", "1e-3", "2e-3")
 # A DLR step with N = 4 costs (4.5 + 4 / 2) / 3 = 2.17 SFT steps: 3 epochs of it are 6.5 epochs of SFT.
 MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
 
+# Real data sets with a real model: does the whole path work? "before": one step at a rate of nothing.
+REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollouts 2 --rows 64 "
+        "--eval_rows 32 --no-generate")
+PATH = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
+
+# Data answered in several ways: one code for a whole row. Settings were chosen on val with seed 100.
+CODES = "--centre_codes --persistence 1 --code_lr 1e-1 --alpha_reg 0"
+MODES = "--eval_split test --eval_rows 300"
+HALF = "--data data/gsm8k-modes --init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 4 --eval_rows 40"
+
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
     "lr": ([100], {f"{name}, {rate}": f"{LR} {METHODS[name]} --lr {rate}"
                    for name in ("sft", "likelihood", "joint", "greedy") for rate in RATES}),
     "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
     "words2000": ([0, 1, 2], {name: f"{TEST} --rows 2000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
-}
+    "modes": ([0, 1, 2, 3, 4], {
+        "SFT": f"{MODES} --data modes --method sft",
+        "SFT, told the way": f"{MODES} --data modes_told --method sft",
+        "DLR": f"{MODES} --data modes {CODES} --n_codes 2 --n_rollouts 2",
+    }),
+    "modes3": ([0, 1, 2, 3, 4], {
+        "SFT": f"{MODES} --data modes3 --method sft",
+        "DLR": f"{MODES} --data modes3 {CODES} --n_codes 4 --n_rollouts 4",
+    }),
+    # python data/modes.py gsm8k worked short --rows 240 --out data/gsm8k-modes
+    "gsm8k_modes": ([0], {
+        "SFT": f"{HALF} --method sft",
+        "DLR": f"{HALF} {CODES} --n_codes 2 --n_rollouts 2",
+    }),
+} | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in PATH.items()})
+     for data in ("commonsenseqa", "strategyqa", "scienceqa", "gsm8k")}
 
 LOCK = Lock()
 
@@ -65,6 +91,8 @@ def measure(name, label, flags, seed):
     if done.returncode:
         raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
+    if "modes" in name:
+        line["study"] = modes.study(out, len(line["tokens"]), votes=name == "modes")
     (HERE / "results").mkdir(exist_ok=True)
     with LOCK, open(HERE / "results" / f"{name}.jsonl", "a", encoding="utf-8") as f:
         f.write(json.dumps(line) + "\n")
@@ -83,6 +111,10 @@ def read_run(out):
         if "strict" in records[0][arm]:
             verdicts = "".join(str(int(r[arm]["strict"])) for r in records)
             line.setdefault("strict", {})[arm] = verdicts  # "0110...", a digit for each problem
+            ways = "".join(r[arm]["way"][0] for r in records)
+            line.setdefault("ways", {})[arm] = ways  # "wsw...", a letter for each problem
+    if "chosen" in summary:
+        line["chosen"] = summary["chosen"]
     return line
 
 
@@ -191,7 +223,8 @@ def main(argv=None):
                 job.result()  # raises what the job raised, after the others
     lines = load(args.name)
     order = list(settings)
-    print(table(sorted(lines, key=lambda line: (order.index(line["label"]), line["seed"])), args.reference))
+    lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
+    print(modes.table(lines) if "modes" in args.name else table(lines, args.reference))
 
 
 if __name__ == "__main__":

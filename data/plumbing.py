@@ -17,7 +17,8 @@ from data.tokens import load_encoding
 from dlr import GPT, GPTConfig
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
-CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
+# Trained codes need these:
+CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "centre_codes", "route_norm")
 BASE = Path(__file__).parent / "wordproblems_base.pt"
 BASE_SHAPE = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
 
@@ -46,10 +47,13 @@ def open_model(source, block_size=None, **overrides):
     """
     (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
     a Hugging Face folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
-    a folder's long context; a checkpoint keeps its own. overrides: see build.
+    a folder's long context; a checkpoint keeps its own. overrides: see build; chunk 0 is one code for
+    the whole row.
     """
     if source == "scratch":
         enc = load_encoding("wordproblems")
+        if overrides.get("chunk") == 0:
+            overrides["chunk"] = block_size
         return GPT(GPTConfig(enc.n_vocab, block_size, **BASE_SHAPE, **overrides)), enc
     source = BASE if source == "base" else source
     if not isinstance(source, dict) and Path(source).is_dir():
@@ -78,12 +82,15 @@ def build(config, weights, source, **overrides):
     overrides = {name: value for name, value in overrides.items() if value is not None}
     if "block_size" in overrides:  # the model knows no position beyond its own context
         overrides["block_size"] = min(overrides["block_size"], config["block_size"])
+    if overrides.get("chunk") == 0:  # one code for the whole row
+        overrides["chunk"] = overrides.get("block_size", config["block_size"])
     trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
     if trained:
         for name in CODE_SETTINGS:
-            wanted = overrides.pop(name, config[name])
-            if wanted != config[name]:
-                raise ValueError(f"{source}: codes trained with {name} {config[name]} do not work with {wanted}")
+            there = config.get(name, False)
+            wanted = overrides.pop(name, there)
+            if wanted != there:
+                raise ValueError(f"{source}: codes trained with {name} {there} do not work with {wanted}")
     try:
         model = GPT(GPTConfig(**{**config, **overrides}))
         if not trained:

@@ -8,15 +8,12 @@ What a training step and generation cost. Measured side by side on the same batc
   - greedy generation, codes off and on, beside transformers' generate with the same weights and
     prompts, batched by length as eval.py does it.
 
-    python tests/bench.py                                  # the embedded model and task
-    python tests/bench.py --shape smollm2 --batches 3 --batch_size 4 --prompts 16 --new_tokens 32
+    python tests/bench.py       # the embedded model and task
 
-Time is CPU time of one thread, or a GPU's wall time. A GPU also tells the peak memory.
+Time is CPU time of one thread, or a GPU's wall time.
 """
 
-import argparse
 import contextlib
-import json
 import statistics
 import sys
 import tempfile
@@ -29,73 +26,62 @@ from torch.utils.flop_counter import FlopCounterMode
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from data.plumbing import BASE, precision
 from data.tokens import collate, encode_rows, load_encoding, load_rows
-from dlr import GPT, GPTConfig
+from dlr import GPT
 from eval import by_length
 
-SMOLLM2 = dict(vocab_size=49152, block_size=512, n_layer=30, n_head=9, n_kv_head=3, n_embd=576,
-               ffn_dim=1536)
+BATCHES, BATCH_SIZE = 20, 8  # of training
+PROMPTS, PROMPT_BATCH, NEW_TOKENS, REPEATS = 256, 64, 64, 3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def setting(args):
-    """(model, training items, prompts) of the task; the embedded model or a random SmolLM2."""
-    enc = load_encoding("wordproblems")
-    n = (args.batches + 1) * args.batch_size
-    items, _ = encode_rows(load_rows("wordproblems", "train", n), enc, 512)
-    test, _ = encode_rows(load_rows("wordproblems", "test", args.prompts), enc, 512)
-    model = GPT.from_checkpoint(BASE) if args.shape == "base" else GPT(GPTConfig(**SMOLLM2))
-    torch.nn.init.normal_(model.codebook.weight, std=0.1)  # codes that do something
-    return model, items, [ids[:n_prompt] for ids, n_prompt in test]
-
-
-def clock(device):
-    if device == "cuda":
+def timed(run, *args):
+    """(what run(*args) returns, seconds)"""
+    clock = time.process_time
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
+        clock = time.perf_counter
+    start = clock()
+    with precision("auto", DEVICE):
+        result = run(*args)
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+    return result, clock() - start
 
 
 def paired(seconds, base):
-    """The ratios to `base`, batch by batch: [median, lower quartile, upper quartile]."""
+    """The ratios to `base`, batch by batch: "median (lower quartile-upper quartile)"."""
     low, median, high = statistics.quantiles([a / b for a, b in zip(seconds, base)], n=4)
-    return [median, low, high]
+    return f"{median:.2f} ({low:.2f}-{high:.2f})"
 
 
-def steps(model, items, args, device):
-    """One dict for each kind of step."""
-    def dlr(N):
-        return lambda idx, targets: model.dlr_loss(idx, targets, N)[0]
+def steps(model, items):
+    """Prints a line for each kind of step."""
+    def step(N):
+        def run(idx, targets):
+            loss = model.dlr_loss(idx, targets, N)[0] if N else model(idx, targets, codes="off")[1]
+            loss.backward()
+        return run
 
-    kinds = {"sft": lambda idx, targets: model(idx, targets, codes="off")[1]}
-    kinds |= {f"dlr N={N}": dlr(N) for N in args.rollouts}
-    bound = {"sft": 1.0} | {f"dlr N={N}": (4.5 + N / 2) / 3 for N in args.rollouts}
-    seconds, peak, flops = {kind: [] for kind in kinds}, dict.fromkeys(kinds), {}
-    for i in range(args.batches + 1):  # the first warms up, and its FLOPs are counted
-        batch = items[i * args.batch_size : (i + 1) * args.batch_size]
-        idx, targets = (t.to(device) for t in collate(batch))
-        for kind, loss in kinds.items():
-            if device == "cuda":
-                torch.cuda.reset_peak_memory_stats()
+    kinds, seconds, flops = {N: step(N) for N in (0, 1, 4, 8)}, {}, {}
+    for i in range(0, len(items), BATCH_SIZE):  # the first warms up, and its FLOPs are counted
+        idx, targets = (t.to(DEVICE) for t in collate(items[i : i + BATCH_SIZE]))
+        for N, run in kinds.items():
             counter = FlopCounterMode(display=False) if i == 0 else contextlib.nullcontext()
-            start = clock(device)
             with counter:
-                with precision("auto", device):
-                    value = loss(idx, targets)
-                value.backward()
+                _, took = timed(run, idx, targets)
             if i == 0:
-                flops[kind] = counter.get_total_flops()
+                flops[N] = counter.get_total_flops()
             else:
-                seconds[kind].append(clock(device) - start)
-            del value
+                seconds.setdefault(N, []).append(took)
             model.zero_grad(set_to_none=True)
-            if device == "cuda":
-                peak[kind] = max(peak[kind] or 0, torch.cuda.max_memory_allocated() / 1e6)
-    return [{"case": kind, "seconds": statistics.median(seconds[kind]), "bound_x": bound[kind],
-             "flops_x": flops[kind] / flops["sft"],
-             "time_x": paired(seconds[kind], seconds["sft"]), "peak_mb": peak[kind],
-             "peak_x": peak[kind] and peak[kind] / peak["sft"]} for kind in kinds]
+    for N in kinds:
+        name, bound = (f"dlr N={N}", (4.5 + N / 2) / 3) if N else ("sft", 1)
+        print(f"{name:14}{1000 * statistics.median(seconds[N]):8.1f} ms  "
+              f"{paired(seconds[N], seconds[0])} x sft, bound {bound:.2f}, "
+              f"FLOPs {flops[N] / flops[0]:.2f}", flush=True)
 
 
-def transformers_generate(model, new, device):
+def transformers_generate(model):
     """Greedy generation by transformers with the same weights: prompts -> new ids, as ours."""
     from transformers import AutoModelForCausalLM
 
@@ -103,78 +89,45 @@ def transformers_generate(model, new, device):
 
     with tempfile.TemporaryDirectory() as folder:
         save(model, folder)
-        llama = AutoModelForCausalLM.from_pretrained(folder).to(device).eval()
+        llama = AutoModelForCausalLM.from_pretrained(folder).to(DEVICE).eval()
 
     def generate(prompts):
         P = max(map(len, prompts))  # padded on the left
-        idx = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=device)
-        real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=device)
-        out = llama.generate(idx, attention_mask=real, max_new_tokens=new, min_new_tokens=new,
-                             do_sample=False, eos_token_id=None, pad_token_id=0)
+        idx = torch.tensor([[0] * (P - len(p)) + p for p in prompts], device=DEVICE)
+        real = torch.tensor([[0] * (P - len(p)) + [1] * len(p) for p in prompts], device=DEVICE)
+        out = llama.generate(idx, attention_mask=real, max_new_tokens=NEW_TOKENS, do_sample=False,
+                             min_new_tokens=NEW_TOKENS, eos_token_id=None, pad_token_id=0)
         return out[:, P:].tolist()
 
     return generate
 
 
-def generation(model, prompts, args, device):
-    """One dict for each generator."""
-    new = args.new_tokens
-    kinds = {"transformers": transformers_generate(model, new, device),
-             "codes off": lambda batch: model.generate(batch, new, codes="off"),
-             "codes on": lambda batch: model.generate(batch, new)}
+def generation(model, prompts):
+    """Prints a line for each generator."""
+    kinds = {"transformers": transformers_generate(model),
+             "codes off": lambda batch: model.generate(batch, NEW_TOKENS, codes="off"),
+             "codes on": lambda batch: model.generate(batch, NEW_TOKENS)}
     seconds, texts = {kind: [] for kind in kinds}, {kind: [] for kind in kinds}
-    batches = by_length([len(p) for p in prompts], args.prompt_batch)
-    for round in range(args.repeats + 1):  # the first warms up
-        for batch in batches if round > 0 else batches[:1]:
-            for kind, generate in kinds.items():
-                start = clock(device)
-                with precision("auto", device):
-                    out = generate([prompts[i] for i in batch])
-                if round > 0:
-                    seconds[kind].append(clock(device) - start)
-                    texts[kind] += out
-    return [{"case": kind, "tokens_per_second": len(texts[kind]) * new / sum(seconds[kind]),
-             "time_x": paired(seconds[kind], seconds["transformers"]),
-             "same_rows": sum(a == b for a, b in zip(texts[kind], texts["transformers"])),
-             "rows": len(texts[kind])} for kind in kinds]
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=("base", "smollm2"), default="base")
-    parser.add_argument("--batches", type=int, default=20)
-    parser.add_argument("--batch_size", type=int, default=8)
-    parser.add_argument("--rollouts", type=int, nargs="*", default=[1, 4, 8])
-    parser.add_argument("--prompts", type=int, default=256)
-    parser.add_argument("--prompt_batch", type=int, default=64)
-    parser.add_argument("--new_tokens", type=int, default=64)
-    parser.add_argument("--repeats", type=int, default=3, help="of the generation")
-    parser.add_argument("--json", metavar="FILE", help="also write all numbers there")
-    args = parser.parse_args(argv)
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = torch.cuda.get_device_name() if device == "cuda" else "one CPU thread"
-    model, items, prompts = setting(args)
-    model.to(device)
-    found = {"args": vars(args), "torch": torch.__version__, "device": name}
-    print(f"{args.shape} on {name}, torch {torch.__version__}")
-    found["steps"] = steps(model.train(), items, args, device)
-    for s in found["steps"]:
-        memory = f", peak {s['peak_mb']:.0f} MB, {s['peak_x']:.2f} x" if s["peak_mb"] else ""
-        print("{:14}{:8.1f} ms  {:.2f} x sft ({:.2f}-{:.2f})".format(
-            s["case"], 1000 * s["seconds"], *s["time_x"])
-            + f", bound {s['bound_x']:.2f}, FLOPs {s['flops_x']:.2f}{memory}", flush=True)
-    if prompts:
-        found["generation"] = generation(model.eval(), prompts, args, device)
-    for s in found.get("generation", []):
-        print("{:14}{:8.0f} tokens/s  {:.2f} x transformers' time ({:.2f}-{:.2f})".format(
-            s["case"], s["tokens_per_second"], *s["time_x"])
-            + f"  {s['same_rows']} of {s['rows']} rows the same")
-    if args.json:
-        Path(args.json).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    batches = by_length([len(p) for p in prompts], PROMPT_BATCH)
+    for batch in batches[:1] + batches * REPEATS:  # the first warms up
+        for kind, generate in kinds.items():
+            out, took = timed(generate, [prompts[i] for i in batch])
+            seconds[kind].append(took)
+            texts[kind] += out
+    for kind in kinds:
+        same = sum(a == b for a, b in zip(texts[kind], texts["transformers"]))
+        print(f"{kind:14}{len(texts[kind]) * NEW_TOKENS / sum(seconds[kind]):8.0f} tokens/s  "
+              f"{paired(seconds[kind][1:], seconds['transformers'][1:])} x transformers' time  "
+              f"{same} of {len(texts[kind])} rows the same")
 
 
 if __name__ == "__main__":
-    main()
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+    print(f"{DEVICE}, torch {torch.__version__}")
+    enc, model = load_encoding("wordproblems"), GPT.from_checkpoint(BASE).to(DEVICE)
+    torch.nn.init.normal_(model.codebook.weight, std=0.1)  # codes that do something
+    rows = load_rows("wordproblems", "train", (BATCHES + 1) * BATCH_SIZE)
+    steps(model.train(), encode_rows(rows, enc, 512)[0])
+    test, _ = encode_rows(load_rows("wordproblems", "test", PROMPTS), enc, 512)
+    generation(model.eval(), [ids[:n_prompt] for ids, n_prompt in test])

@@ -5,7 +5,6 @@ runs the real main(argv), must end in one clear error and exit status 2, and lea
 
 import json
 import os
-import pickle
 import re
 import shutil
 import time
@@ -41,7 +40,6 @@ def good(tmp_path_factory):
     train.main([*argv, "--epochs", "1", "--out", str(d / "run")])
     (d / "run" / "summary.json").unlink()  # there is something to resume
     hugging_face_folder(d / "hf")
-    shutil.copyfile(d / "run" / "ckpt.pt", d / "coded.pt")
     return d
 
 
@@ -59,49 +57,27 @@ def e(*flags):
 
 
 def bad_file(name, content, make):
-    """`make` beside a file with this content: bytes, or a dict of which JSON is made."""
+    """`make` beside a file with this content: text, bytes, or a dict as JSON."""
     def spoil(d):
         argv = make(d)
-        text = json.dumps(content) + "\n" if isinstance(content, dict) else content
-        (d / name).write_bytes(text.encode() if isinstance(text, str) else text)
-        return argv
-    return spoil
-
-
-def rows(content, *flags, split="train"):
-    """train.py where train.jsonl or test.jsonl ends in this."""
-    first = json.dumps(ROW) + "\n"
-    text = json.dumps(content) if isinstance(content, dict) else content
-    return bad_file(f"{split}.jsonl", first.encode() + (
-        text if isinstance(text, bytes) else text.encode()), t(*flags))
-
-
-def edited(name, change, make):
-    """`make` with a checkpoint that is changed in place, or replaced by what change returns."""
-    def spoil(d):
-        argv = make(d)
-        saved = torch.load(d / name, weights_only=True)
-        new = change(saved)
-        torch.save(saved if new is None else new, d / name, pickle_protocol=2)
+        text = json.dumps(content) if isinstance(content, dict) else content
+        (d / name).write_bytes(text if isinstance(text, bytes) else text.encode())
         return argv
     return spoil
 
 
 def base(change):
-    return edited("base.pt", change, t())
+    """train.py with a checkpoint that is changed in place, or replaced by what change returns."""
+    def spoil(d):
+        argv = t()(d)
+        saved = torch.load(d / "base.pt", weights_only=True)
+        torch.save(change(saved) or saved, d / "base.pt", pickle_protocol=2)
+        return argv
+    return spoil
 
 
 def resume(d):
     return ["--resume", "--out", str(d / "run")]
-
-
-def config(**values):
-    """train.py from the Llama with other values in config.json."""
-    def spoil(d):
-        path = d / "hf" / "config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-        return t("--init_from", "{d}/hf")(d)
-    return spoil
 
 
 def without(name, make):
@@ -116,98 +92,63 @@ HF = t("--init_from", "{d}/hf")
 CASES = [  # what is wrong, the script, a pattern of the error, make
     # flags
     ("unknown", "train.py", "--bogus", t("--bogus", "1")),
-    ("gone", "train.py", "--warmup", t("--warmup", "0.1")),
     ("abbreviated", "train.py", "--batch", t("--batch", "1")),
     ("no such choice", "train.py", "rl.*choose from.*dlr", t("--method", "rl")),
-    ("no such selection", "train.py", "advantage.*greedy", t("--select", "advantage")),
-    ("no such type", "train.py", "int8", t("--dtype", "int8")),
     ("lr a word", "train.py", "--lr.*'x'", t("--lr", "x")),
     ("lr nan", "train.py", "--lr must be finite and > 0, got nan", t("--lr", "nan")),
-    ("lr infinite", "train.py", "--lr must be finite and > 0, got inf", t("--lr", "inf")),
-    ("code_lr 0", "train.py", "--code_lr must be finite and > 0, got 0", t("--code_lr", "0")),
-    ("epochs negative", "train.py", "--epochs must be finite and > 0, got -1", t("--epochs", "-1")),
-    ("batch_size 0", "train.py", "--batch_size must be", t("--batch_size", "0")),
     ("batch_size a fraction", "train.py", "--batch_size.*2.5", t("--batch_size", "2.5")),
     ("batch not a multiple", "train.py", "--batch_size must be a multiple.*6, 4 and 1",
      t("--batch_size", "6", "--grad_accum", "4")),
     ("rows negative", "train.py", "--rows must be finite and >= 0, got -1", t("--rows", "-1")),
-    ("eval_rows negative", "train.py", "--eval_rows >= -1, got .*-2", t("--eval_rows", "-2")),
     ("seed beyond torch", "train.py", "--seed", t("--seed", "99999999999999")),
     ("more rows than there are", "train.py", "33 rows.*only 32", t("--rows", "33")),
-    ("alpha_reg negative", "train.py", "--alpha_reg .* >= 0, got -1", t("--alpha_reg", "-1")),
-    ("temperature infinite", "train.py", "--temperature must be finite .* got inf",
-     t("--temperature", "inf")),
     ("n_codes 0", "train.py", "n_codes must be an integer >= 1, got 0", t("--n_codes", "0")),
     ("codes beyond memory", "train.py", "allocate", t("--n_codes", str(10**12))),
-    ("chunk 0", "train.py", "chunk must be an integer >= 1, got 0", t("--chunk", "0")),
     ("steer_layer too high", "train.py", r"steer_layer .*0\.\.1 .*99", t("--steer_layer", "99")),
-    ("steer_scale nan", "train.py", "steer_scale.*nan", t("--steer_scale", "nan")),
     ("no device", "train.py", "--device mps is not there; this machine has cpu",
      t("--device", "mps")),
     ("static with 8 codes", "train.py", "--method static has --n_codes 1, got 8",
      t("--method", "static", "--n_codes", "8")),
-    ("random_router that searches", "train.py", "random_router has --select greedy",
-     t("--method", "random_router", "--select", "joint")),
     ("policy without search", "train.py", "--alpha_policy > 0 .*--select greedy",
      t("--select", "greedy", "--alpha_policy", "0.1")),
-    ("policy with one code", "train.py", "--alpha_policy > 0 .*--n_codes 1",
-     t("--n_codes", "1", "--alpha_policy", "0.5")),
     ("out is used", "train.py", "--out .*run already holds a run", t("--out", "{d}/run")),
     ("out in a file", "train.py", "base.pt", t("--out", "{d}/base.pt/run")),
-    # data
+    # data; all faults of a row are in test_data.py
     ("no such data", "train.py", "gsm9k", t("--data", "gsm9k")),
     ("no such split", "train.py", r"exam\.jsonl does not exist", t("--eval_split", "exam")),
-    ("row cut", "train.py", r"train\.jsonl:2: not JSON", rows(json.dumps(ROW)[:-9])),
-    ("row a list", "train.py", r"train\.jsonl:2: expected an object", rows("[1, 2]\n")),
-    ("no answer", "train.py", r"train\.jsonl:2: 'answer' is missing", rows({"question": "Why?"})),
-    ("answer a number", "train.py", r"train\.jsonl:2: 'answer' must be a string, got 7",
-     rows({"question": "Why?", "answer": 7})),
-    ("no gold", "train.py", r"train\.jsonl:2: 'answer' must end in one '####'",
-     rows({**ROW, "answer": "3"})),
-    ("two golds", "train.py", r"train\.jsonl:2: ", rows({**ROW, "answer": "#### 3 #### 4"})),
-    ("binary", "train.py", r"train\.jsonl:2: not UTF-8", rows(b"\xff\xfe\x00\x01\n")),
+    ("row cut", "train.py", r"train\.jsonl:1: not JSON", bad_file("train.jsonl", '{"a', t())),
     ("all rows too long", "train.py", "block_size=128", bad_file(
         "train.jsonl", {**ROW, "question": "Why? " * 900}, t("--rows", "0"))),
-    ("a fraction for gold", "train.py", r"test\.jsonl:2: the gold answer .*'7/2'", rows(
-        {**ROW, "answer": "#### 7/2"}, "--generate", split="test")),
+    ("a fraction for gold", "train.py", r"test\.jsonl:1: the gold answer .*'7/2'", bad_file(
+        "test.jsonl", {**ROW, "answer": "#### 7/2"}, t("--generate"))),
     ("a word for gold", "eval.py", r"test\.jsonl:1: the gold answer .*'three'", bad_file(
         "test.jsonl", {**ROW, "answer": "#### three"}, e("--generate", "--data", "."))),
     # checkpoints
     ("no checkpoint", "train.py", r"none\.pt", t("--init_from", "{d}/none.pt")),
-    ("empty", "train.py", r"base\.pt: not a readable", bad_file("base.pt", b"", t())),
     ("cut", "train.py", r"base\.pt: not a readable", bad_file(
         "base.pt", BASE.read_bytes()[:4000], t())),
-    ("a pickle that runs code", "train.py", r"base\.pt: not a readable", bad_file(
-        "base.pt", pickle.dumps(Bomb()), t())),
-    ("code in torch's format", "train.py", r"base\.pt: not a readable",
-     base(lambda s: {"x": Bomb()})),
+    ("runs code", "train.py", r"base\.pt: not a readable", base(lambda s: {"x": Bomb()})),
     ("another dict", "train.py", r"base\.pt: not a checkpoint of train", base(lambda s: {"w": 1})),
     ("an unknown field", "train.py", r"base\.pt: no GPT has .*n_experts", base(
         lambda s: s["config"].update(n_experts=8))),
-    ("a missing field", "train.py", r"base\.pt: no GPT has .*n_embd", base(
-        lambda s: s["config"].pop("n_embd") and None)),
     ("a missing tensor", "train.py", r"base\.pt: no GPT has .*norm\.weight", base(
         lambda s: {**s, "model": {k: v for k, v in s["model"].items() if k != "norm.weight"}})),
     ("a wrong shape", "train.py", r"base\.pt: .*norm\.weight.*\[31\].*\[32\]", base(
         lambda s: s["model"].update({"norm.weight": torch.ones(31)}))),
-    ("other codes", "train.py", r"coded\.pt: codes trained with chunk 4 do not work with 2",
-     t("--init_from", "{d}/coded.pt", "--chunk", "2")),
-    ("tokenizer gone", "train.py", "/gone", base(lambda s: {**s, "tokenizer": "/gone"})),
+    ("other codes", "train.py", r"ckpt\.pt: codes trained with chunk 4 do not work with 2",
+     t("--init_from", "{d}/run/ckpt.pt", "--chunk", "2")),
+    ("tokenizer gone", "train.py", "/gone", base(lambda s: s.update(tokenizer="/gone"))),
     # Hugging Face folders; all their faults are in test_pretrained.py and test_tokenizers.py
     ("no model", "train.py", r"tokenizer\.json", t("--init_from", "{d}/run")),
-    ("no config", "train.py", r"config\.json", without("hf/config.json", HF)),
-    ("config cut", "train.py", r"config\.json:1: not JSON", bad_file("hf/config.json", '{"a', HF)),
-    ("no GPT", "train.py", r"model_type 'mamba' is not implemented", config(model_type="mamba")),
+    ("no GPT", "train.py", r"model_type 'mamba' is not implemented", bad_file(
+        "hf/config.json", {"model_type": "mamba"}, HF)),
     ("no weights", "train.py", r"model\.safetensors", without("hf/model.safetensors", HF)),
     ("weights cut", "train.py", r"model\.safetensors: not a readable", bad_file(
         "hf/model.safetensors", b"\x09", HF)),
-    ("tokenizer cut", "train.py", r"tokenizer\.json:1: not JSON",
-     bad_file("hf/tokenizer.json", "{", HF)),
     # runs to resume
     ("resume what?", "train.py", "--resume takes --out RUN", lambda d: ["--resume"]),
     ("resume no run", "train.py", "--resume takes", lambda d: ["--resume", "--out", str(d / "x")]),
     ("resume with flags", "train.py", "no other flag", lambda d: [*resume(d), "--lr", "1e-3"]),
-    ("resume a list", "train.py", r"config\.json", bad_file("run/config.json", "[1]", resume)),
     ("resume config cut", "train.py", r"config\.json", bad_file("run/config.json", "{", resume)),
     ("resume older flags", "train.py", r"config\.json was .*'chunk', .*'warmup'", bad_file(
         "run/config.json", {"warmup": 1}, resume)),
@@ -218,11 +159,7 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("eval a base", "eval.py", "without tokenizer", lambda d: [str(BASE)]),
     ("eval no split", "eval.py", r"exam\.jsonl does not exist", e("--split", "exam")),
     ("eval no arm", "eval.py", "half.*choose from", e("--arms", "half")),
-    ("eval no data", "eval.py", "gsm9k", e("--data", "gsm9k")),
     ("eval rows", "eval.py", "--rows .*-1", e("--rows", "-1")),
-    ("eval batch", "eval.py", "--batch_size .* 0", e("--batch_size", "0")),
-    ("eval device", "eval.py", "--device mps is not there; this machine has cpu",
-     e("--device", "mps")),
     ("ask nothing", "eval.py", "--ask: the question is empty", e("--ask", " ")),
     ("ask too much", "eval.py", "block_size", e("--ask", "Why? " * 500)),
     # the others

@@ -1,6 +1,5 @@
 """The data: true problems, splits that don't leak, exact supervised tokens, clear errors. No network."""
 
-import hashlib
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from data import arithmetic, gsm8k, smollm2, wordproblems
-from data.tokens import collate, encode, encode_row, encode_rows, load_encoding, load_rows
+from data.tokens import collate, encode, encode_row, load_encoding, load_rows
 from data.wordproblems import HELD_OUT_FRAMES, HELD_OUT_TEMPLATES, SPLITS, generate
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +30,8 @@ def numbers_in(text):
 def problems():
     """Every split at its defaults, plus the harder 5-6 operations."""
     rows = {split: generate(600, 1, split) for split in SPLITS}
-    return rows | {"hard": generate(600, 1, "test", ops=(5, 6)), "few": generate(600, 2, "val", ops=(1, 1))}
+    rows["few"] = generate(600, 2, "val", ops=(1, 1))
+    return rows | {"hard": generate(600, 1, "test", ops=(5, 6))}
 
 
 # ---- the generator
@@ -49,10 +49,7 @@ def test_every_annotation_is_true(problems):
             [(a, sign, b, *again, result, shown)] = ANNOTATION.findall(line)
             assert [a, sign, b] == again and result == shown and sign == signs[op]
             a, b, result = int(a), int(b), int(result)
-            if sign == "/":
-                assert b * result == a, line  # exact
-            else:
-                assert result == {"+": a + b, "-": a - b, "*": a * b}[sign], line
+            assert a == b * result if sign == "/" else result == {"+": a + b, "-": a - b, "*": a * b}[sign]
             assert 2 <= result <= wordproblems.MAX_VALUE
             assert a in known and b in known, row
             operands.append({a, b})
@@ -65,12 +62,10 @@ def test_every_annotation_is_true(problems):
 
 def test_distractors_are_on_demand_and_never_used():
     """Broken if the solution uses a distractor, or one is told that nobody asked for."""
-    plain, distracted = (generate(300, 3, "train", distractor=p) for p in (0, 1))
-    for row in plain:
-        assert set(numbers_in(row["question"])) <= set(numbers_in(row["answer"]))
-    for row in distracted:
-        extra = [n for n in numbers_in(row["question"]) if n not in numbers_in(row["answer"])]
-        assert len(extra) == 1, row
+    for told in (0, 1):
+        for row in generate(300, 3, "train", distractor=told):
+            used = numbers_in(row["answer"])
+            assert len([n for n in numbers_in(row["question"]) if n not in used]) == told, row
 
 
 def test_splits_share_no_masked_question(problems):
@@ -84,6 +79,7 @@ def test_splits_share_no_masked_question(problems):
     tests = [problems[split] for split in SPLITS if split.startswith("test")]
     test = masked(sum(tests, problems["hard"] + generate(500, 9, "test", ops=(1, 1))))
     assert not train & val and not train & test and not val & test
+    assert len({row["question"] for row in problems["train"]}) == len(problems["train"])
 
 
 def test_what_is_held_out_is_told_in_one_split_only(problems):
@@ -103,37 +99,26 @@ def test_what_is_held_out_is_told_in_one_split_only(problems):
             assert told == (name == "test_templates") == (frame in HELD_OUT_FRAMES), row
 
 
-def test_same_seed_same_rows_in_another_process(problems):
-    """Broken if hash randomisation or a global RNG gives everybody another benchmark."""
-    code = ("import json; from data.wordproblems import generate\n"
-            "print(json.dumps(generate(50, 1, 'train')))")
-    env = os.environ | {"PYTHONHASHSEED": "123"}
-    run = [sys.executable, "-c", code]
-    out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert json.loads(out.stdout) == problems["train"][:50]
-    assert generate(50, 2, "train") != problems["train"][:50]
-    assert len({row["question"] for row in problems["train"]}) == len(problems["train"])
-
-
 def test_the_benchmark_never_changes():
-    """Broken if the test rows of published numbers change: that must be a conscious change here."""
-    rows = load_rows("wordproblems", "test", n=100)
-    for row in rows:
-        del row["spans"]  # they follow from the texts: tests/test_labels.py
-    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-    assert digest[:16] == "716e4efbe4873ec5"
+    """Broken if the test rows of published numbers change, with a hash seed or without one."""
+    code = """if True:
+        import hashlib, json
+        from data.tokens import load_rows
+        rows = load_rows("wordproblems", "test", n=100)
+        for row in rows:
+            del row["spans"]  # they follow from the texts: tests/test_labels.py
+        print(hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16])"""
+    run, env = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": "123"}
+    out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "716e4efbe4873ec5"
 
 
-@pytest.mark.parametrize("kwargs, message", [
-    (dict(ops=(3, 7)), r"ops \(3, 7\) must be \(lo, hi\) with 1 <= lo <= hi <= 6"),
-    (dict(numbers=(150, 300)), r"numbers \(150, 300\) must be"),
-    (dict(distractor=2), "distractor 2 is a probability"),
-    (dict(numbers=(2, 3), max_value=3), "-operation problem fits numbers"),
-])
-def test_generator_refuses(kwargs, message):
+def test_generator_refuses():
     """Broken if an impossible wish ends in an endless loop, not in a clear error."""
-    with pytest.raises(ValueError, match=message):
-        generate(**dict(n=3, seed=0) | kwargs)
+    with pytest.raises(ValueError, match=r"ops \(3, 7\) must be \(lo, hi\)"):
+        generate(3, 0, ops=(3, 7))
+    with pytest.raises(ValueError, match="-operation problem fits numbers"):
+        generate(3, 0, numbers=(2, 3), max_value=3)
 
 
 # ---- tokens
@@ -167,36 +152,20 @@ def test_supervised_tokens_are_exactly_the_answer_and_the_end(enc):
     assert targets[targets != -1].tolist() == ids[n_prompt:]
 
 
-def test_rows_too_long_are_counted_and_left_out(enc, problems):
-    """Broken if a row is truncated, which loses its answer, or is dropped unnoticed."""
-    rows = problems["hard"][:50]
-    lengths = [len(encode_row(row, enc)[0]) for row in rows]
-    block_size = sorted(lengths)[25] - 1  # the model sees all but the last token
-    items, left_out = encode_rows(rows, enc, block_size)
-    assert left_out == sum(n - 1 > block_size for n in lengths) > 0
-    assert [len(ids) for ids, _ in items] == [n for n in lengths if n - 1 <= block_size]
-    with pytest.raises(ValueError, match="none of the 50 rows fits block_size=20"):
-        encode_rows(rows, enc, 20)
-
-
 # ---- rows of every task
 
 
-def test_generated_tasks_load_by_name():
-    """Broken if defaults differ between scripts, or the gold answer is not the data's string."""
-    sizes = dict(train=2000, val=500, test_numbers=20)
-    for split, n in sizes.items():
-        rows = load_rows("wordproblems", split, n=n if split == "test_numbers" else None)
+def test_data_load_by_name(tmp_path, monkeypatch):
+    """Broken if defaults differ between scripts, a gold answer is not the data's string, or `--data
+    commonsenseqa` does not reach the files in data/commonsenseqa."""
+    for split, n in dict(train=2000, val=500).items():
+        rows = load_rows("wordproblems", split)
         assert len(rows) == n
         assert all(row["answer"].endswith("#### " + row["final"]) for row in rows)
     with pytest.raises(ValueError, match="split 'exam'"):
         load_rows("wordproblems", "exam")
     assert load_rows("arithmetic", "val", 5, seed=3) == arithmetic.generate(5, 3, "val")
     assert len(load_rows("arithmetic", "val")) == 500
-
-
-def test_published_files_load_by_name(tmp_path, monkeypatch):
-    """Broken if `--data commonsenseqa` does not reach the files in data/commonsenseqa."""
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
     (tmp_path / "commonsenseqa").mkdir()
     path = tmp_path / "commonsenseqa" / "dev_rand_split.jsonl"
@@ -221,15 +190,10 @@ def test_folder_of_rows(tmp_path):
     some = load_rows(tmp_path, "test", n=3, seed=1)
     assert len(some) == 3 and some == load_rows(tmp_path, "test", n=3, seed=1, at_most=True)
     assert len(load_rows(tmp_path, "test", n=6, at_most=True)) == 5
-    with pytest.raises(ValueError, match="it has only 5"):
-        load_rows(tmp_path, "test", n=6)
-    with pytest.raises(ValueError, match="n=0 rows"):
-        load_rows(tmp_path, "test", n=0)
-    with pytest.raises(FileNotFoundError, match=r"val\.jsonl does not exist"):
-        load_rows(tmp_path, "val")
     (tmp_path / "val.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match=r"val\.jsonl has no rows"):
-        load_rows(tmp_path, "val")
+    for split, n, words in (("test", 6, "only 5"), ("test", 0, "n=0 rows"), ("val", 1, "no rows")):
+        with pytest.raises(ValueError, match=words):
+            load_rows(tmp_path, split, n=n)
 
 
 GOOD = '{"question": "Où?", "answer": "là\\n#### 1,000 "}'.encode()
@@ -271,13 +235,14 @@ def test_bad_rows_are_named(tmp_path, line, reason):
 def test_utf8_whatever_the_locale(tmp_path):
     """Broken if a file is read or written in the locale's encoding: Windows has another."""
     (tmp_path / "train.jsonl").write_bytes(GOOD)
-    code = (
-        "import locale, sys; from data import gsm8k, wordproblems\n"
-        "from data.tokens import encode, load_encoding, load_rows\n"
-        "[row] = load_rows(sys.argv[1], 'train'); load_encoding('wordproblems')\n"
-        "wordproblems.train_bpe(sys.argv[1] + '/bpe', n=2, vocab=257)\n"
-        "print(locale.getpreferredencoding(), ascii(row['question']))"
-    )
+    code = """if True:
+        import locale, sys
+        from data import gsm8k, wordproblems
+        from data.tokens import load_encoding, load_rows
+        [row] = load_rows(sys.argv[1], "train")
+        load_encoding("wordproblems")
+        wordproblems.train_bpe(sys.argv[1] + "/bpe", n=2, vocab=257)
+        print(locale.getpreferredencoding(), ascii(row["question"]))"""
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = [sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)]
     done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -297,9 +262,7 @@ def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, caps
     monkeypatch.setattr(gsm8k.urllib.request, "urlopen", refuse)
     write_rows(tmp_path / "train.jsonl", 3)
     foreign = "train.jsonl is not the official file: its sha256 is"
-    argvs = {"use --from DIR": [], foreign: ["--from", str(tmp_path)],
-             "cannot read": ["--from", str(tmp_path / "none")]}
-    for hint, argv in argvs.items():
+    for hint, argv in {"use --from DIR": [], foreign: ["--from", str(tmp_path)]}.items():
         with pytest.raises(SystemExit) as stop:
             gsm8k.main([*argv, "--out", str(tmp_path / "out")])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
@@ -307,8 +270,6 @@ def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, caps
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"run `python data/gsm8k\.py`"):
         load_rows("gsm8k", "train")
-    with pytest.raises(ValueError, match="split 'exam' of gsm8k"):
-        load_rows("gsm8k", "exam")
 
 
 @needs_gsm8k
@@ -322,26 +283,11 @@ def test_real_gsm8k(tmp_path, monkeypatch, enc):
     assert len({row["where"] for row in rows["train"] + rows["val"]}) == 7473
     finals = [row["final"] for r in rows.values() for row in r]
     assert all(re.fullmatch(r"-?\d+", final.replace(",", "")) for final in finals)
-    assert sum("," in final for final in finals) == 79 + 14
-    assert sum(final.startswith("-") for final in finals) == 3 + 2
     ids, n_prompt = encode_row(rows["test"][0], enc)  # a small BPE reads any text
     assert enc.decode(ids[n_prompt:-1]) == " " + rows["test"][0]["answer"]
 
 
 # ---- SmolLM2
-
-
-def test_smollm2_bad_source(tmp_path, capsys):
-    """Broken if a wrong file is not named, or something is written before."""
-    pytest.importorskip("gguf")
-    pytest.importorskip("safetensors")
-    (tmp_path / "x.gguf").write_bytes(b"not a gguf file at all")
-    (tmp_path / "x.whl").write_bytes(b"not a wheel")
-    for name in ("x.gguf", "x.whl", "missing.gguf"):
-        with pytest.raises(SystemExit) as stop:
-            smollm2.main(["--from", str(tmp_path / name), "--out", str(tmp_path / "out")])
-        assert stop.value.code == 2 and f"{name} is neither a wheel" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
 
 
 def test_smollm2_undoes_the_permutation():

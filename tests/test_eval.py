@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from data.grading import to_number
 from data.plumbing import load_checkpoint
 from data.tokens import PROMPT, collate, encode, encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, GPTConfig
@@ -83,7 +84,7 @@ def test_grader_truth_table(text, gold, right):
 
 def test_a_gold_answer_that_cannot_be_graded_is_an_error():
     """Broken if no answer equalled no gold (trap 6), or a fraction were compared as text."""
-    assert evaluation.to_number(None) is None
+    assert to_number(None) is None
     for gold in ("nothing", "", None, "AB", "7/2", "1e"):
         with pytest.raises(ValueError, match="gold answer"):
             evaluation.grade("nothing", gold)
@@ -288,6 +289,6 @@ def test_ask_shows_the_code_before_each_chunk(run, capsys):
         ENC.decode((prompt + new)[i : i + 3]) for i in range(0, len(prompt + new), 3))
     off = ENC.decode(model.generate([prompt], 9, "off", end_token(ENC))[0]).strip()
     assert f"answer with codes on:\n{ENC.decode(new).strip()}\n" in text
-    assert text.endswith(f"answer with codes off:\n{off}\n")
+    assert f"answer with codes off:\n{off}\n" in text
     with pytest.raises(ValueError, match="empty"):
         evaluation.ask(model, ENC, "  ")

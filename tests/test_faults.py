@@ -9,7 +9,6 @@ import torch
 from conftest import small_run
 from faults import FILES, HALF, PLACED, WHOLE, again, assert_same, finish, start, steps
 
-import eval as evaluation
 import train
 from data.plumbing import load_checkpoint
 from dlr import GPT
@@ -39,11 +38,11 @@ def at_step(monkeypatch, n, do):
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
 
 
-def fails(argv, capsys, program=train.main):
-    """The one line that a program ends in."""
+def fails(argv, capsys):
+    """The one line that training ends in."""
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:
-        program(argv)
+        train.main(argv)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and ".py: error: " in error and error.count("\n") == 1, error
     return error
@@ -62,27 +61,22 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, moment):
 @pytest.mark.parametrize("how", ["crash", "Ctrl-C"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatch, capsys, how):
     """Broken if a crash cost more than the steps since the last checkpoint, or Ctrl-C any."""
-    def crash():
-        raise RuntimeError("power cut")
-
-    out = tmp_path / "run"
+    out, kept = tmp_path / "run", 3 if how == "crash" else 5
+    interrupt = bug if how == "crash" else lambda: os.kill(os.getpid(), signal.SIGINT)
     with monkeypatch.context() as patch:
-        at_step(patch, 5, crash if how == "crash" else lambda: os.kill(os.getpid(), signal.SIGINT))
+        at_step(patch, 5, interrupt)
         with pytest.raises(RuntimeError if how == "crash" else SystemExit) as stop:
             train.main([*whole[0], "--out", str(out)])
     if how == "Ctrl-C":
         assert stop.value.code == 130 and f"--resume --out {out}" in capsys.readouterr().out
-    kept = 3 if how == "crash" else 5
     assert load_checkpoint(out / "ckpt.pt")["step"] == kept
     (out / "metrics.jsonl").open("a").write('{"step": 6, "lo')  # a line cut by a kill
     calls, real = [], train.collate
     monkeypatch.setattr(train, "collate", lambda items: calls.append(1) or real(items))
-    train.main(["--resume", "--out", str(out)])
-    assert len(calls) == 12 - kept
-    assert_same(whole[1], out)
-    train.main(["--resume", "--out", str(out)])  # finished: nothing is trained again
-    assert len(calls) == 12 - kept
-    assert_same(whole[1], out)
+    for _ in range(2):  # the second time it is finished: nothing is trained again
+        train.main(["--resume", "--out", str(out)])
+        assert len(calls) == 12 - kept
+        assert_same(whole[1], out)
 
 
 def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, whole, monkeypatch, capsys):
@@ -97,8 +91,7 @@ def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, whole, monkeyp
     monkeypatch.setattr(GPT, "dlr_loss", loss)
     assert "step 4: loss or gradient is not finite" in fails(
         [*whole[0], "--out", str(tmp_path / "run")], capsys)
-    saved = load_checkpoint(tmp_path / "run" / "ckpt.pt")
-    assert saved["step"] == 3 and all(v.isfinite().all() for v in saved["model"].values())
+    assert load_checkpoint(tmp_path / "run" / "ckpt.pt")["step"] == 3
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -113,28 +106,23 @@ def test_a_full_disk_costs_no_checkpoint(tmp_path, whole, monkeypatch, capsys):
     assert_same(whole[1], out)
 
 
+def bug():
+    raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+
 def gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
 @pytest.mark.parametrize("how", [lambda: torch.empty(10**13), lambda: bytearray(10**15), gpu])
 def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, whole, how, monkeypatch, capsys):
-    """Broken if running out of memory were a traceback, in training or in the evaluation."""
+    """Broken if running out of memory were a traceback, or another bug were taken for it."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 5, how)
         error = fails([*whole[0], "--out", str(out)], capsys)
     assert "out of memory" in error and "--grad_accum" in error and "--batch_size" in error
     assert load_checkpoint(out / "ckpt.pt")["step"] == 3
-    monkeypatch.setattr(evaluation, "likelihood", lambda *a, **k: how())
-    assert "out of memory" in fails([str(out), "--no-generate"], capsys, evaluation.main)
-
-
-def test_other_errors_are_not_taken_for_memory(tmp_path, whole, monkeypatch):
-    """Broken if a bug were reported as a lack of memory."""
-    def bug():
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
     at_step(monkeypatch, 2, bug)
     with pytest.raises(RuntimeError, match="illegal"):
-        train.main([*whole[0], "--out", str(tmp_path / "run")])
+        train.main([*whole[0], "--out", str(tmp_path / "bug")])

@@ -17,8 +17,8 @@ ENC = load_encoding("wordproblems")
 def labels_of(row, enc=ENC):
     """The row's answer tokens as texts, and its labels."""
     ids, n_prompt = encode_row(row, enc)
-    texts = [enc.decode_single_token_bytes(i).decode("utf-8", "backslashreplace") for i in ids[n_prompt:]]
-    return texts, token_labels(row, ids, n_prompt, enc)
+    raw = map(enc.decode_single_token_bytes, ids[n_prompt:])
+    return [token.decode("utf-8", "backslashreplace") for token in raw], token_labels(row, ids, n_prompt, enc)
 
 
 def spelled(letters):
@@ -28,7 +28,8 @@ def spelled(letters):
 def byte_tokens(pattern, missing=()):
     """A tokenizer that knows single bytes only, without those of `missing`."""
     ranks = {bytes([b]): i for i, b in enumerate(b for b in range(256) if b not in missing)}
-    return tiktoken.Encoding("bytes", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: len(ranks)})
+    return tiktoken.Encoding("bytes", pat_str=pattern, mergeable_ranks=ranks,
+                             special_tokens={END: len(ranks)})
 
 
 def test_a_word_problem_by_hand():
@@ -46,17 +47,15 @@ def test_a_word_problem_by_hand():
         "operation": ["div"] * n + [None] * 3, "step": ["times_less"] * n + [None] * 3}
 
 
-@pytest.mark.parametrize("op, i, question, digits, subtasks", [
-    ("add", 32, "4193+5855", "10048", "UC US US SC SA"),  # 3+5, 9+5 carries, 1+8+1 and 4+5+1 carry it on
-    ("sub", 7, "4750-0752", "03998", "ME UB UD UD MB"),
-])
-def test_arithmetic_by_hand(op, i, question, digits, subtasks):
+def test_arithmetic_by_hand():
     """Broken if a digit gets its neighbour's sub-task, or the tokens around the digits get one."""
-    row = arithmetic.generate(40, 0, "train", digits=4, op=op, cascade=0.3)[i]
-    assert row["question"] == question
+    row = arithmetic.generate(40, 0, "train", digits=4, op="add", cascade=0.3)[32]
+    assert row["question"] == "4193+5855"
     tokens, labels = labels_of(row)
-    assert tokens == [" ", "##", "##", " ", *digits, END]
-    assert labels == {"class": spelled("p##p ddddd e"), "subtask": [None] * 4 + subtasks.split() + [None]}
+    assert tokens == [" ", "##", "##", " ", *"10048", END]
+    # 3+5, 9+5 carries, 1+8+1 and 4+5+1 carry it on
+    subtasks = [None] * 4 + "UC US US SC SA".split() + [None]
+    assert labels == {"class": spelled("p##p ddddd e"), "subtask": subtasks}
     items = [encode_row(row, ENC)] * 2
     assert label_rows([row] * 2, items, ENC) == {kind: [own] * 2 for kind, own in labels.items()}
 

@@ -62,32 +62,21 @@ def same_logits(model, ref, idx):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_logits_and_greedy_text_are_those_of_transformers(kind, tied, tmp_path):
-    """Broken if norms, RoPE, head width, SwiGLU or names differed from the real architecture."""
+    """Broken if norms, RoPE (far out, too), head width, SwiGLU or names differed from the real ones."""
     ref = reference(kind, tied)
     ref.save_pretrained(tmp_path)
-    model = GPT.from_pretrained(tmp_path, n_codes=4, chunk=2, block_size=64)
-    assert (model.config.n_codes, model.config.chunk, model.config.block_size) == (4, 2, 64)
+    model = GPT.from_pretrained(tmp_path, n_codes=4, chunk=2)
+    assert (model.config.n_codes, model.config.chunk, model.config.block_size) == (4, 2, 4096)
     assert (model.lm_head.weight is model.embed_tokens.weight) == tied
     assert torch.equal(model.bigram, GPT(model.config).bigram) and not model.codebook.weight.any()
     assert all(p.requires_grad and p.dtype == torch.float32 for p in model.parameters())
-    same_logits(model, ref, tokens(3, 60))
+    same_logits(model, ref, tokens(1, 3000))
+    assert torch.equal(rope_frequencies(model.config), ref.model.rotary_emb.inv_freq)
     prompts = [tokens(1, n, seed=n)[0].tolist() for n in (3, 9, 17, 40)]
     together = model.generate(prompts, 12)  # one ragged batch, with the cache
     for prompt, answer in zip(prompts, together):
         alone = ref.generate(torch.tensor([prompt]), max_new_tokens=12, do_sample=False)
         assert answer == alone[0, len(prompt) :].tolist()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_long_positions(kind, tmp_path):
-    """Broken if RoPE drifted from transformers far out, or its frequencies were not Llama 3's."""
-    ref = reference(kind)
-    ref.save_pretrained(tmp_path)
-    model = GPT.from_pretrained(tmp_path)
-    assert model.config.block_size == 4096
-    idx = tokens(1, 3000)
-    same_logits(model, ref, idx)
-    assert torch.equal(rope_frequencies(model.config), ref.model.rotary_emb.inv_freq)
 
 
 @pytest.mark.skipif(not (SMOLLM2 / "model.safetensors").exists(), reason="run data/smollm2.py")
@@ -103,8 +92,8 @@ def test_smollm2_itself():
     assert enc.decode([token]) == " Paris"
 
 
-def test_qwen3_under_autocast(tmp_path, recwarn):
-    """Broken if bfloat16 training or generation failed, left a weight untrained, or drifted off."""
+def test_qwen3_under_autocast(tmp_path):
+    """Broken if bfloat16 training failed with Qwen3's norms or drifted off."""
     reference().save_pretrained(tmp_path)
     model = GPT.from_pretrained(tmp_path, block_size=64)
     idx = tokens(2, 30)
@@ -112,30 +101,27 @@ def test_qwen3_under_autocast(tmp_path, recwarn):
     with torch.autocast("cpu", torch.bfloat16):
         model.dlr_loss(idx, idx.clone(), n_rollouts=2)[0].backward()
         close, _ = model(idx)
-        assert [len(row) for row in model.generate([[1, 2, 3], [4]], 5)] == [5, 5]
     assert (close - exact).abs().max() < 0.1 * exact.abs().max()
-    lm = [p for name, p in model.named_parameters() if "_norm" in name or "_proj" in name]
-    assert lm and all(p.grad.abs().sum() > 0 for p in lm)
-    assert not [w for w in recwarn if "fused" in str(w.message)]
+    assert all(p.grad.abs().sum() > 0 for name, p in model.named_parameters() if "_norm" in name)
 
 
 # --- config.json of transformers 4 and 5, files single and sharded --------------------------------
 
-# Those of Qwen/Qwen3-0.6B and meta-llama/Llama-3.2-1B, as transformers 4 wrote them, in what counts.
+# Qwen/Qwen3-0.6B and meta-llama/Llama-3.2-1B as transformers 4 wrote them, in what counts.
 REAL = {
     596_049_920: dict(
-        model_type="qwen3", attention_bias=False, attention_dropout=0.0, head_dim=128,
-        hidden_act="silu", hidden_size=1024, intermediate_size=3072, max_position_embeddings=40960,
+        model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu",
+        hidden_size=1024, intermediate_size=3072, max_position_embeddings=40960,
         num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-06,
         rope_scaling=None, rope_theta=1000000, sliding_window=None, tie_word_embeddings=True,
         use_sliding_window=False, vocab_size=151936),
     1_235_814_400: dict(
-        model_type="llama", attention_bias=False, attention_dropout=0.0, head_dim=64,
-        hidden_act="silu", hidden_size=2048, intermediate_size=8192, mlp_bias=False,
-        max_position_embeddings=131072, num_attention_heads=32, num_hidden_layers=16,
-        num_key_value_heads=8, pretraining_tp=1, rms_norm_eps=1e-05, rope_theta=500000.0,
-        rope_scaling={"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0,
-                      "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+        model_type="llama", attention_bias=False, head_dim=64, hidden_act="silu",
+        hidden_size=2048, intermediate_size=8192, mlp_bias=False, max_position_embeddings=131072,
+        num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, pretraining_tp=1,
+        rms_norm_eps=1e-05, rope_theta=500000.0, rope_scaling={
+            "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 8192},
         tie_word_embeddings=True, vocab_size=128256),
 }
 
@@ -181,10 +167,9 @@ def test_absent_fields_have_the_defaults_of_transformers(kind, tmp_path):
     assert ours.rope_theta == theirs.rope_parameters["rope_theta"] and ours.rope_scaling is None
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_shards_load_as_one_file_does(tied, tmp_path):
+def test_shards_load_as_one_file_does(tmp_path):
     """Broken if a shard were left out, or a table in an old checkpoint were taken for a weight."""
-    ref = reference(tied=tied)
+    ref = reference(tied=False)
     ref.save_pretrained(tmp_path, max_shard_size="30KB")
     shards = sorted(tmp_path.glob("model-*.safetensors"))
     assert len(shards) > 3
@@ -228,7 +213,7 @@ QWEN3_LIKE = {"head_dim": 16, "qk_norm": True}
 
 
 @pytest.mark.parametrize("changes", [
-    {}, {"tie_embeddings": False}, QWEN3_LIKE, {"rope_scaling": LLAMA3_OURS, "rope_theta": 1e4},
+    {}, {"rope_scaling": LLAMA3_OURS, "rope_theta": 1e4},
     {**QWEN3_LIKE, "tie_embeddings": False, "rope_scaling": LLAMA3_OURS, "norm_eps": 1e-3},
 ])
 def test_saved_models_come_back_and_open_in_transformers(changes, tmp_path):
@@ -265,31 +250,11 @@ def test_trained_codes_keep_their_settings(tmp_path):
     save(model, tmp_path)  # over the other files
     other = GPT.from_pretrained(tmp_path, n_codes=6)
     assert (other.codebook.weight.shape, other.config.chunk) == ((6, 48), 3)
-
-
-def test_bfloat16_goes_through_unchanged(tmp_path):
-    """Broken if saving changed the type, or loading did not give float32."""
-    model = trained().bfloat16()
-    save(model, tmp_path)
-    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path).dtype == torch.bfloat16
-    again = GPT.from_pretrained(tmp_path)
-    assert again.embed_tokens.weight.dtype == torch.float32
-    assert torch.equal(again.embed_tokens.weight, model.embed_tokens.weight.float())
-
-
-def test_a_failed_save_leaves_the_folder_as_it_was(tmp_path):
-    """Broken if half a model, or a temporary file, stayed behind."""
-    save(trained(), tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-    with pytest.raises(FileNotFoundError, match="none"):
-        save(trained(n_layer=4), tmp_path, tokenizer=tmp_path / "none")
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*n_kodes"):
+        GPT.from_pretrained(tmp_path, n_kodes=3)
 
 
 # --- what is refused ------------------------------------------------------------------------------
-
-YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
-
 
 @pytest.mark.parametrize("changes, words", [
     ({"model_type": "opt"}, "model_type 'opt'.*llama or qwen3"),
@@ -300,14 +265,11 @@ YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
     ({"use_sliding_window": True}, "use_sliding_window True"),
     ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types 'sliding_attention'"),
     ({"quantization_config": {"bits": 8}}, "quantization_config.*bits"),
-    ({"rope_parameters": YARN}, "rope_type 'yarn'.*llama3"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn'.*llama3"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "needs .*low_freq_factor.*'factor': 8.0"),
     ({"hidden_size": None}, "lacks hidden_size"),
     ({"num_hidden_layers": 2}, "layers.2"),
-    ({"num_hidden_layers": 4}, "layers.3"),
-    ({"head_dim": 8}, r"q_norm.weight: .*\[16\].*\[8\]"),
-    ({"model_type": "llama"}, "q_norm"),
     ({"tie_word_embeddings": False}, "lm_head.weight"),
 ])
 def test_configs_that_this_gpt_would_compute_wrong(changes, words, tmp_path):
@@ -319,51 +281,31 @@ def test_configs_that_this_gpt_would_compute_wrong(changes, words, tmp_path):
         GPT.from_pretrained(tmp_path)
 
 
-LM, CODES = "model.safetensors", "codes.safetensors"
-UNREADABLE = r"\.safetensors: not a readable safetensors file"
+def cut(folder):
+    (folder / "codes.safetensors").write_bytes(b"")
 
 
-def edit(path, drop=None, **tensors):
-    """Rewrite a safetensors file, with its metadata, with a tensor dropped or others added."""
-    with safetensors.safe_open(path, "pt") as f:
-        metadata = f.metadata()
-    weights = {name: w for name, w in load_file(path).items() if name != drop}
-    save_file({**weights, **{k.replace("__", "."): v for k, v in tensors.items()}}, path, metadata)
+def lose_settings(folder):
+    save_file(load_file(folder / "codes.safetensors"), folder / "codes.safetensors")
 
 
-def shard(folder):
-    (folder / LM).unlink()
+def lose_shard(folder):
+    (folder / "model.safetensors").unlink()
     index = {"weight_map": {"model.norm.weight": "b.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-@pytest.mark.parametrize("words, spoil", [  # test_bad_input.py has the faults of config.json
-    ("model" + UNREADABLE, lambda d: (d / LM).write_bytes((d / LM).read_bytes()[:-4])),
-    ("norm.weight", lambda d: edit(d / LM, "model.norm.weight")),
-    ("norm.bias", lambda d: edit(d / LM, model__norm__bias=torch.zeros(48))),
-    ("b.safetensors", shard),
-    ("codes" + UNREADABLE, lambda d: (d / CODES).write_bytes(b"")),
-    ("codes.safetensors: must hold.*with {}", lambda d: save_file(load_file(d / CODES), d / CODES)),
-    ("codes.safetensors: must hold", lambda d: edit(d / CODES, "codebook.weight")),
+@pytest.mark.parametrize("error, words, spoil", [  # test_bad_input.py has those of model.safetensors
+    (ValueError, r"codes\.safetensors: not a readable safetensors file", cut),
+    (ValueError, r"codes\.safetensors: must hold.*with {}", lose_settings),
+    (FileNotFoundError, r"b\.safetensors", lose_shard),
 ])
-def test_folders_with_one_fault(words, spoil, tmp_path):
-    """Broken if a damaged or foreign file loaded, or the error did not name it and the culprit."""
-    save(trained(**QWEN3_LIKE), tmp_path)
+def test_folders_with_one_fault(error, words, spoil, tmp_path):
+    """Broken if codes loaded without their settings or shards in part, or the error named no file."""
+    save(trained(), tmp_path)
     spoil(tmp_path)
-    with pytest.raises(FileNotFoundError if spoil is shard else ValueError, match=words) as error:
+    with pytest.raises(error, match=rf"{tmp_path.name}.*{words}"):
         GPT.from_pretrained(tmp_path)
-    assert tmp_path.name in str(error.value)
-
-
-@pytest.mark.parametrize("changes, words", [
-    ({"head_dim": 15}, "head_dim.*15"), ({"n_kv_head": 4}, "n_kv_head.*6.*4"),
-    ({"chunk": 0}, "chunk.*0"), ({"n_kodes": 3}, "n_kodes"),
-])
-def test_overrides_are_checked(changes, words, tmp_path):
-    """Broken if an unknown or impossible override were ignored, or named without the folder."""
-    reference().save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=rf"{tmp_path.name}.*{words}"):
-        GPT.from_pretrained(tmp_path, **changes)
 
 
 def test_safetensors_is_optional(tmp_path, monkeypatch):

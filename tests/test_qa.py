@@ -61,14 +61,14 @@ def folder(tmp_path):
 
 
 def rows_of(name, folder, splits=SPLITS):
-    """Rows of these splits together, without "where"; a tiny file may have none for one of them."""
+    """(question, answer, final) of these splits; a tiny file may have no row for one of them."""
     rows = []
     for split in splits:
         try:
             rows += load(name, folder, split)
         except ValueError as error:
             assert f"has no rows for {split}" in str(error)
-    return [{key: row[key] for key in ("question", "answer", "final")} for row in rows]
+    return [(row["question"], row["answer"], row["final"]) for row in rows]
 
 
 # ---- what a row becomes
@@ -84,10 +84,9 @@ def test_scienceqa_by_hand(folder, capsys):
         "where": f"{folder}/problems.json, problem '2'",
     }]
     assert capsys.readouterr().err == "scienceqa/train: 1 of 2 rows have an image: left out\n"
-    question = "Is a rock a mineral?\n(A) yes\n(B) no\n(C) # ### A"
-    expected = {"question": question, "answer": "#### C", "final": "C"}
-    assert rows_of("scienceqa", folder, ["test"]) == [expected]
-    assert capsys.readouterr().err == ""
+    [row] = load("scienceqa", folder, "test")
+    assert row["question"] == "Is a rock a mineral?\n(A) yes\n(B) no\n(C) # ### A"
+    assert row["answer"] == "#### C" and capsys.readouterr().err == ""
     with pytest.raises(ValueError, match="has no rows for val"):  # the only one has an image
         load("scienceqa", folder, "val")
 
@@ -95,26 +94,22 @@ def test_scienceqa_by_hand(folder, capsys):
 def test_strategyqa_by_hand(folder):
     """Broken if true is not yes, facts are lost, needed, or leave a second '####'."""
     answer = "It takes from Judo. Judo is not ### from the # ### Colosseum.\n#### no"
-    assert sorted(rows_of("strategyqa", folder), key=lambda row: row["final"]) == [
-        {"question": COLOSSEUM, "answer": answer, "final": "no"},
-        {"question": STRATEGYQA[1]["question"], "answer": "#### yes", "final": "yes"},
-    ]
+    assert sorted(rows_of("strategyqa", folder)) == [
+        (STRATEGYQA[1]["question"], "#### yes", "yes"), (COLOSSEUM, answer, "no")]
     filtered = {"qid": "1", "term": "Tea", "question": "Is tea wet?", "answer": True}  # no facts
     write(folder / "strategyqa_train_filtered.json", [filtered])
-    expected = {"question": "Is tea wet?", "answer": "#### yes", "final": "yes"}
-    assert rows_of("strategyqa_filtered", folder) == [expected]
+    assert rows_of("strategyqa_filtered", folder) == [("Is tea wet?", "#### yes", "yes")]
 
 
 def test_commonsenseqa_by_hand(folder):
     """Broken if test is not the published dev file, or if a letter or a choice moves."""
     choices = "(A) bank\n(B) library\n(C) department store\n(D) mall\n(E) new york"
-    first = {"question": f"{DOOR}\n{choices}", "answer": "#### E", "final": "E"}
+    first = (f"{DOOR}\n{choices}", "#### E", "E")
     question = "What do people aim to do at work? # # # # ###\n(A) race track\n(B) populated areas"
-    second = {"question": question, "answer": "#### B", "final": "B"}
-    assert rows_of("commonsenseqa", folder, ["test"]) == [first, second]
+    assert rows_of("commonsenseqa", folder, ["test"]) == [first, (question, "#### B", "B")]
     assert rows_of("commonsenseqa", folder, ["train", "val"]) == [first]
-    where = [row["where"] for row in load("commonsenseqa", folder, "test")]
-    assert where == [f"{folder}/dev_rand_split.jsonl:{line}" for line in (1, 2)]
+    second = load("commonsenseqa", folder, "test")[1]
+    assert second["where"] == f"{folder}/dev_rand_split.jsonl:2"
 
 
 PUBLISHED = {  # rows of train, val, test: carved, but for ScienceQA's 465 without an image (of 900)
@@ -139,9 +134,6 @@ def test_the_published_files(name):
         assert row["answer"].endswith(f"#### {row['final']}") and row["answer"].count("####") == 1
         choices = re.findall(r"^\(([A-Z])\) \S", row["question"], re.MULTILINE) or ["yes", "no"]
         assert row["final"] in choices
-    explained = sum(not row["answer"].startswith("####") for row in rows)
-    assert (explained > 0.8 * len(rows)) == (name in ("scienceqa", "strategyqa"))
-
 
 # ---- splits
 
@@ -160,105 +152,65 @@ def many(folder, order=1):
     ("commonsenseqa", dict(train=0.9, val=0.1)),
 ])
 def test_carving(folder, name, shares):
-    """Broken if a row is in two splits or in none, or changes its split with the order of the file."""
+    """Broken if a row is in two splits or none, or another one than in published numbers: the hash
+    must not change, nor the order of the file matter."""
     many(folder)
     splits = {split: [row["question"] for row in load(name, folder, split)] for split in shares}
     everything = [question for questions in splits.values() for question in questions]
     assert len(everything) == len(set(everything)) == 600
     assert all(abs(len(splits[split]) / 600 - share) < 0.05 for split, share in shares.items())
+    assert [question[3:5] for question in splits["val"][:5]] == ["pa", "fb", "kb", "qb", "sb"]
     many(folder, order=-1)
     again = {split: [row["question"] for row in load(name, folder, split)] for split in shares}
     assert {split: questions[::-1] for split, questions in again.items()} == splits
 
 
-def test_carving_never_changes(folder):
-    """Broken if the hash changes: rows trained on would be tested on; or if the test is carved, too."""
-    many(folder)
-    val = [row["question"][3:5] for row in load("strategyqa", folder, "val")]
-    assert val[:5] == ["pa", "fb", "kb", "qb", "sb"]
-    assert [row["question"][3:5] for row in load("commonsenseqa", folder, "val")] == val
-    (folder / "train_rand_split.jsonl").rename(folder / "dev_rand_split.jsonl")
-    assert len(load("commonsenseqa", folder, "test")) == 600  # everybody reports on the whole file
-
-
-def test_the_same_question_is_on_one_side(folder):
-    """Broken if twins with other choices are told apart: the stem would be in train and in val."""
-    twins = []
-    for i in range(50):
-        twin = copy.deepcopy(COMMONSENSEQA[0])
-        twin["question"]["choices"][4]["text"] = f"place {i}"
-        twins.append(twin)
-    write(folder / "train_rand_split.jsonl", twins)
-    sizes = sorted(len(rows_of("commonsenseqa", folder, [split])) for split in ("train", "val"))
-    assert sizes == [0, 50]
-
-
 # ---- errors
 
 READ_BY = {
-    "problems.json": ("scienceqa", "test", SCIENCEQA),
-    "pid_splits.json": ("scienceqa", "test", PID_SPLITS),
-    "strategyqa_train.json": ("strategyqa", "val", STRATEGYQA),
-    "dev_rand_split.jsonl": ("commonsenseqa", "test", COMMONSENSEQA),
+    "problems.json": ("scienceqa", SCIENCEQA),
+    "pid_splits.json": ("scienceqa", PID_SPLITS),
+    "strategyqa_train.json": ("strategyqa", STRATEGYQA),
+    "dev_rand_split.jsonl": ("commonsenseqa", COMMONSENSEQA),
 }
 PROBLEM, DEV = ", problem '3'", "dev_rand_split.jsonl"
-MALFORMED = [  # file, path to a value in it, the bad value (DELETE: none), place named, the reason
+MALFORMED = [  # file, path to a value in it, the bad value, place named, the reason
     ("problems.json", ["3", "answer"], 3, PROBLEM, "an index into the 3 choices, got 3"),
     ("problems.json", ["3", "answer"], True, PROBLEM, "'answer' must be an integer, got True"),
     ("problems.json", ["3", "choices"], ["a"], PROBLEM, "'choices' must be 2 to 26"),
-    ("problems.json", ["3", "solution"], "DELETE", PROBLEM, "'solution' is missing"),
-    ("problems.json", ["3", "image"], 0, PROBLEM, "'image' must be a string or null, got 0"),
+    ("problems.json", ["3"], {"image": None}, PROBLEM, "'hint' is missing"),
     ("pid_splits.json", ["test"], ["3", "9"], ", 'test'", "'9' is no id of problems.json"),
     ("strategyqa_train.json", [1, "answer"], "yes", ", item 1", "must be true or false, got 'yes'"),
-    ("strategyqa_train.json", [0, "facts"], "a fact", ", item 0", "'facts' must be an array"),
-    ("strategyqa_train.json", [], {}, "", "expected an array, got {}"),
     (DEV, [1, "answerKey"], "C", ":2", "one of A, B, got 'C'"),
     (DEV, [1, "question", "choices", 0], "a", ":2", "expected an object"),
     (DEV, [1, "question", "choices", 1, "label"], "A", ":2", "got A, A"),
-    (DEV, [0, "question", "choices", 1, "text"], "", ":1", "'text' must"),
 ]
 
 
 @pytest.mark.parametrize("file, keys, bad, place, reason", MALFORMED)
 def test_malformed_rows_are_named(folder, file, keys, bad, place, reason):
     """Broken if a bad row passes, ends in a KeyError, or cannot be found from the message."""
-    name, split, value = READ_BY[file]
-    value = {"": copy.deepcopy(value)}
-    *keys, last = ["", *keys]
-    at = value
-    for key in keys:
+    name, value = READ_BY[file]
+    at = value = copy.deepcopy(value)
+    for key in keys[:-1]:
         at = at[key]
-    if bad == "DELETE":
-        del at[last]
-    else:
-        at[last] = bad
-    write(folder / file, value[""])
-    with pytest.raises(ValueError) as error:
-        load(name, folder, split)
-    message = str(error.value)
-    assert message.startswith(f"{folder / file}{place}: ") and reason in message, message
+    at[keys[-1]] = bad
+    write(folder / file, value)
+    with pytest.raises(ValueError, match=re.escape(f"{folder / file}{place}: ")) as error:
+        load(name, folder, "test")
+    assert reason in str(error.value)
 
 
-@pytest.mark.parametrize("name, file, where", [
-    ("scienceqa", "pid_splits.json", "https://github.com/lupantech/ScienceQA"),
-    ("strategyqa", "strategyqa_train.json", "https://allenai.org/data/strategyqa"),
-    ("commonsenseqa", "train_rand_split.jsonl", "https://www.tau-nlp.org/commonsenseqa"),
-])
-def test_truncated_and_missing_files_are_named(folder, name, file, where):
-    """Broken if a user does not learn which file is cut or missing, and where to get it."""
-    (folder / file).write_bytes(b"\n{}x")
-    with pytest.raises(ValueError, match=re.escape(f"{file}:2: not JSON")):
-        load(name, folder, "train")
-    (folder / file).unlink()
-    message = re.escape(f"{file} does not exist: {name} is published at {where}")
-    with pytest.raises(FileNotFoundError, match=message):
-        load(name, folder, "train")
-
-
-def test_unknown_names_are_refused(folder):
-    """Broken if a typo falls through to another data set or split."""
+def test_truncated_missing_and_unknown_data_are_named(folder):
+    """Broken if a user does not learn which file is cut or missing, where to get it, or of a typo."""
+    (folder / "pid_splits.json").write_bytes(b"\n{}x")
+    with pytest.raises(ValueError, match=r"pid_splits\.json:2: not JSON"):
+        load("scienceqa", folder, "train")
+    (folder / "pid_splits.json").unlink()
+    where = "pid_splits.json does not exist: scienceqa is published at https://github.com/lupantech"
+    with pytest.raises(FileNotFoundError, match=where):
+        load("scienceqa", folder, "train")
     with pytest.raises(ValueError, match="data set 'sciqa' is none of scienceqa, strategyqa, strat"):
         load("sciqa", folder, "train")
-    for name in ("scienceqa", "strategyqa", "commonsenseqa"):
-        with pytest.raises(ValueError, match=f"'minitest' of {name} is none of train, val, test"):
-            load(name, folder, "minitest")
+    with pytest.raises(ValueError, match="'minitest' of scienceqa is none of train, val, test"):
+        load("scienceqa", folder, "minitest")

@@ -1,7 +1,6 @@
 """The page that analysis/report.py writes, as text and in a real browser."""
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -24,9 +23,10 @@ HOSTILE = "</script><img src=x onerror=alert(1)>&amp;\u2028 \u00e9\U0001f600\u4f
 ONE = [{"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7", "final": "7"}]
 
 
-def make(n_codes=C, chunk=K):
+def make(n_codes=C):
     torch.manual_seed(0)
-    model = GPT(GPTConfig(ENC.n_vocab, BLOCK, 3, 2, 1, 32, n_codes=n_codes, chunk=chunk, steer_layer=1)).eval()
+    config = GPTConfig(ENC.n_vocab, BLOCK, 3, 2, 1, 32, n_codes=n_codes, chunk=K, steer_layer=1)
+    model = GPT(config).eval()
     torch.nn.init.normal_(model.codebook.weight, std=1.0)
     torch.nn.init.normal_(model.router.weight, std=0.3)
     return model
@@ -43,22 +43,24 @@ def run_folder(folder, model, analysis=True, graded=True):
     C = model.config.n_codes
     (folder / "config.json").write_text(json.dumps(
         {"method": HOSTILE, "data": "wordproblems", "lr": 1e-3, "code_lr": 1e-2, "seed": 0}))
-    lines = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": 0.01 * math.sin(i), "perplexity": C - 1 / i,
-              "usage": [(1 + k) / sum(range(C + 1)) for k in range(C)], "seconds": 0.1 * i} for i in range(1, 451)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    steps = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": -0.1, "perplexity": C - 1 / i,
+              "usage": [2 / 3] + [1 / 3 / (C - 1)] * (C - 1), "seconds": 0.1} for i in range(1, 451)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
     if not analysis:
         return folder
-    arms = {name: {"nats_minus_on": [0.01 * i, 0.01 * i - 0.02, 0.01 * i + 0.02]} for i, name in enumerate(ARMS, 1)}
+    arms = {name: {"nats_minus_on": [i / 100, i / 100 - 0.02, i / 100 + 0.02]}
+            for i, name in enumerate(ARMS, 1)}
     arms["on"] = {"nats": 0.5}
     for arm in arms.values() if graded else ():
         arm |= {"strict": 0.5, "strict_minus_on": [-0.1, -0.2, 0.0]}
-    codes = [{"code": k, "share": (C - k) / 20, "ablation": arms["off"] if k else None} for k in range(C)]
+    codes = [{"code": k, "share": (C - k) / 20, "ablation": arms["off"] if k else None}
+             for k in range(C)]
     grams = [{"n": n, "paired": 0.4 + n / 10, "null_mean": 0.3 + n / 10} for n in (1, 2, 3)]
-    routing = {kind: {"bits_beyond_position": {"excess": 0.13}, "untrained": [0.08, 0.06, 0.1],
-                      "random": [0.0, -0.01, 0.01], "ngrams": grams} for kind in (HOSTILE, "operation")}
+    kind = {"bits_beyond_position": {"excess": 0.13}, "untrained": [0.08, 0.06, 0.1],
+            "random": [0.0, -0.01, 0.01], "ngrams": grams}
     (folder / "analysis.json").write_text(json.dumps({
-        "data": "wordproblems", "split": "test", "problems": 300, "config": dataclasses.asdict(model.config),
-        "arms": arms, "codes": codes, "routing": routing,
+        "data": "wordproblems", "split": "test", "problems": 300, "arms": arms, "codes": codes,
+        "config": dataclasses.asdict(model.config), "routing": {HOSTILE: kind, "operation": kind},
         "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
@@ -108,15 +110,16 @@ def elements(page):
 
 
 def test_counterfactuals_are_those_of_whole_forward_passes():
-    """Broken if a chunk's numbers under some code were not those of the model run with exactly these codes."""
+    """Broken if a chunk's numbers under a code were not those of the model run with these codes."""
     model = make()
     ids, _ = encode_row(rows()[0], ENC)
     idx, after = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
     assert idx.size(1) % K, "the last chunk should be a partial one"
     routed = model.route(idx).argmax(-1)
-    wider = make(C + 1)  # the same model with one more code, all zeros: what an unsteered chunk has
-    wider.load_state_dict({**model.state_dict(), "bigram": wider.bigram, "router.weight": wider.router.weight,
-                           "codebook.weight": torch.cat([model.codebook.weight, torch.zeros(1, 32)])})
+    wider = make(C + 1)  # one more code, all zeros: what an unsteered chunk has
+    wider.load_state_dict({
+        **model.state_dict(), "bigram": wider.bigram, "router.weight": wider.router.weight,
+        "codebook.weight": torch.cat([model.codebook.weight, torch.zeros(1, 32)])})
     chunks = counterfactuals(model, ids)
     assert [c["code"] for c in chunks] == routed[0].tolist() and len(set(routed[0].tolist())) > 2
     for m, chunk in enumerate(chunks):
@@ -131,82 +134,65 @@ def test_counterfactuals_are_those_of_whole_forward_passes():
         assert [*chunk["nats"], chunk["off"]] == pytest.approx(expected, abs=2e-4)
         assert chunk["routed"] == pytest.approx(expected[chunk["code"]], abs=2e-4)
         assert max(expected) - min(expected) > 0.01, "codes must matter, or nothing is tested"
-        assert sum(chunk["probs"]) == pytest.approx(1) and max(chunk["probs"]) == chunk["probs"][chunk["code"]]
+        assert sum(chunk["probs"]) == pytest.approx(1)
     chunk = counterfactuals(make(n_codes=40), ids)[0]  # of many codes the most probable ones
     assert chunk["others"] == sorted(sorted(range(40), key=lambda k: -chunk["probs"][k])[:32])
 
 
 def test_chunks_join_to_the_text(elements):
-    """Broken if a character cut by a chunk's border, or any text of a problem, were lost or doubled on the page."""
+    """Broken if a character cut by a chunk's border, or any text, were lost or doubled on the page."""
+    ids = ENC.encode_ordinary(HOSTILE * 2)
     for start in (0, 1, 2):
-        ids = ENC.encode_ordinary(HOSTILE * 2)
-        assert any("\ufffd" in ENC.decode(ids[i : i + K]) for i in range(0, len(ids), K)), "no character is cut"
-        assert "".join(chunk_texts(ENC, ids, K, start)) == HOSTILE * 2
-        assert len(chunk_texts(ENC, ids, K, start)) == math.ceil((len(ids) + start) / K)
+        texts = chunk_texts(ENC, ids, K, start)
+        assert "".join(texts) == HOSTILE * 2 and len(texts) == math.ceil((len(ids) + start) / K)
     shown = elements.texts("div", role="listbox")
     assert shown == [f"Question: {r['question']}\nAnswer: {r['answer']}" for r in rows()]
 
 
 def test_own_answer_is_the_models_with_its_codes(elements):
-    """Broken if the answer shown as the model's were another, or its chunks were coloured off the grid."""
-    model, boxes = make(), []
-    for _, attrs, text in elements.found:
-        if attrs.get("class") == "text":
-            boxes.append([])
-        elif "data-c" in attrs:
-            boxes[-1].append((int(attrs["data-c"]), text))
-    for row, box in zip(rows(), boxes[1::2], strict=True):
-        ids, n = encode_row(row, ENC)
-        new = model.generate([ids[:n]], 320, stop=end_token(ENC))[0]
-        route = model.route(torch.tensor([(ids[:n] + new)[:BLOCK]]))[0].argmax(-1).tolist()
-        chunks = range(n // K, math.ceil((n + len(new)) / K))
-        assert [code for code, _ in box] == [route[min(m, len(route) - 1)] for m in chunks]
-        assert "".join(text for _, text in box) == ENC.decode(new)
+    """Broken if the answer shown as the model's were another than with its codes."""
+    model = make()
+    prompts = [ids[:n] for ids, n in (encode_row(row, ENC) for row in rows())]
+    own = [model.generate([ids], 320, stop=end_token(ENC))[0] for ids in prompts]
+    assert elements.texts("div", **{"class": "text"})[1::2] == [ENC.decode(ids) for ids in own]
 
 
 def test_page_is_inert_and_alone(page, elements):
-    """Broken if text of the data became markup, or the page could load or run anything that is not in it."""
+    """Broken if text of the data became markup, or the page could load or run what is not in it."""
     text = page.read_text(encoding="utf-8")
-    assert len(text.encode()) < 300_000
     assert not re.search(r"https?:|@import|url\(|//\w", text), "a resource from elsewhere"
     tags = [tag for tag, _, _ in elements.found]
-    assert tags.count("script") == 2 and not {"img", "link", "iframe", "object", "base", "form"} & set(tags)
+    assert tags.count("script") == 2
+    assert not {"img", "link", "iframe", "object", "base", "form"} & set(tags)
     for tag, attrs, _ in elements.found:
-        assert not [a for a in attrs if a.startswith("on") or a in ("src", "style", "srcdoc", "href")], (tag, attrs)
-    [policy] = [a["content"] for _, a, _ in elements.found if a.get("http-equiv") == "Content-Security-Policy"]
+        wrong = [a for a in attrs if a.startswith("on") or a in ("src", "style", "srcdoc", "href")]
+        assert not wrong, (tag, attrs)
+    [policy] = [attrs["content"] for _, attrs, _ in elements.found
+                if attrs.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "*" not in policy
     data = json.loads(elements.texts("script", id="data")[0])
     assert "".join(chunk["t"] for chunk in data[2]).count(HOSTILE) == 2
 
 
-def test_charts_put_values_where_they_belong():
-    """Broken if a line, a share or an interval were not drawn where its value is (by hand)."""
+def test_charts_show_the_numbers(elements):
+    """Broken if a value were drawn in another's place (by hand), or said otherwise than it is."""
     line = page_module.svg_lines("t", "step", "nats", [0, 5, 10], {"a": [1.0, 3.0, 2.0]})
-    assert 'points="62.0,206.0 254.0,14.0 446.0,110.0"' in line  # x from 62 to 446, y from 206 up to 14
+    assert 'points="62.0,206.0 254.0,14.0 446.0,110.0"' in line  # x 62 to 446, y 206 up to 14
     areas = page_module.svg_areas("t", "step", [0, 1], [[0.25, 0.75], [0.5, 0.5]])
     assert 'd="M62 158.0L446 110.0L446 206.0L62 206.0z"' in areas  # code 0, up to 25 and 50 %
     bars = page_module.svg_intervals("t", "x", [("a", (1.0, 0.0, 2.0)), ("b", (-1.0, -2.0, 1.0))])
-    assert 'd="M316.0 26H446.0"' in bars and 'cx="251.0" cy="50"' in bars  # from -2 to 2: 186 to 446
-    assert page_module.ticks(-2, 3) == [-2, -1, 0, 1, 2, 3]
-    assert page_module.thin([1.0, 3.0, 2.0, 6.0, 7.0], 3) == [2, 4, 7], "means, not single steps; the end stays"
-
-
-def test_every_number_is_also_in_words(elements):
-    """Broken if a chart lacked what a screen reader reads, or showed another number than analysis.json."""
-    charts = [i for i, (tag, attrs, _) in enumerate(elements.found) if attrs.get("role") == "img"]
-    words = [elements.found[i + 2][2] for i in charts]
-    assert len(charts) == 9 and all(elements.found[i + 1][0] == "title" for i in charts)
-    assert "no codes: +0.0100 [\u22120.0100, +0.0300]" in words[0] and "no codes: \u221210.0000" in words[1]
-    assert f"{HOSTILE}: +0.1300" in words[2] and "untrained routers: +0.0800 [+0.0600, +0.1000]" in words[2]
-    assert "another problem\u2019s codes: 40 at first, 60 at last" in words[3]
-    assert words[4].startswith("1 (20.0%): +0.0100") and "4: 33.3%" in words[5]
+    assert 'd="M316.0 26H446.0"' in bars and 'cx="251.0" cy="50"' in bars  # -2 to 2: 186 to 446
+    assert page_module.thin([1.0, 3.0, 2.0, 6.0, 7.0], 3) == [2, 4, 7], "means; the end stays"
+    likelihood, accuracy, bits, *_ = elements.texts("desc")
+    assert "no codes: +0.0100 [\u22120.0100, +0.0300]" in likelihood
+    assert "no codes: \u221210.0000" in accuracy and f"{HOSTILE}: +0.1300" in bits
 
 
 def test_what_is_missing_is_said(tmp_path):
-    """Broken if the page of a run without causal tests, without answers or with long problems failed or kept silent."""
+    """Broken if a page without causal tests, graded answers or short problems failed or was silent."""
     text = write_page(tmp_path, analysis=False)
-    assert f"python analysis/causal.py {tmp_path / 'run'}</code> makes them" in text and text.count("<svg") == 4
-    assert write_page(tmp_path, graded=False).count("<svg") == 8
+    assert f"python analysis/causal.py {tmp_path / 'run'}</code> makes them" in text
+    assert text.count("<svg") == 4 and write_page(tmp_path, graded=False).count("<svg") == 8
     long = {"question": "many words " * 200, "answer": "#### 1", "final": "1"}
     text = write_page(tmp_path, [long, *ONE, long])
     assert "2 problems are too long" in text and text.count("<article") == 1
@@ -216,16 +202,14 @@ def test_what_is_missing_is_said(tmp_path):
         write_page(tmp_path, model=plain)
 
 
-@pytest.mark.parametrize("name, text", [
-    ("analysis.json", "{}"), ("metrics.jsonl", '{"step": 1}\n[]'), ("config.json", "no")])
-def test_foreign_files_are_named(tmp_path, name, text):
+@pytest.mark.parametrize("name, text, words", [
+    ("metrics.jsonl", "[]", "metrics.jsonl"), ("analysis.json", '{"config": {}}', "another model")])
+def test_foreign_files_are_named(tmp_path, name, text, words):
     """Broken if a damaged file, or another model's analysis, gave a traceback or half a page."""
     run = run_folder(tmp_path / "run", make())
     (run / name).write_text(text)
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=words):
         report(run, make(), ENC, ONE)
-    with pytest.raises(ValueError, match="another model"):
-        report(run_folder(tmp_path / "run", make(n_codes=7)), make(), ENC, ONE)
     assert not (run / "report.html").exists()
 
 
@@ -282,41 +266,38 @@ def tab(browser, page):
     assert wrong == []
 
 
-@functools.cache
-def expected(number):
-    return counterfactuals(make(), encode_row(rows()[number], ENC)[0])
-
-
 def check_panel(tab, number, i):
-    """The panel must hold the numbers of chunk i of a problem as the model gives them, the best code first."""
-    chunk, panel = expected(number)[i], tab.locator(".panel").nth(number)
-    code, p = re.match(rf"Chunk {i}: code (\d+), router probability ([\d.]+) %", panel.text_content()).groups()
-    assert int(code) == chunk["code"] and float(p) == pytest.approx(100 * max(chunk["probs"]), abs=0.06)
-    shown = panel.locator("li").evaluate_all("all => all.map(li => [...li.children].map(e => e.textContent))")
+    """The panel must hold the model's numbers of chunk i of a problem, the best code first."""
+    chunk = counterfactuals(make(), encode_row(rows()[number], ENC)[0])[i]
+    panel = tab.locator(".panel").nth(number)
+    assert panel.text_content().startswith(f"Chunk {i}: code {chunk['code']}, router probability ")
+    shown = panel.locator("li").evaluate_all(
+        "all => all.map(li => [...li.children].map(e => e.textContent))")
     gains = {k: float(text.replace("\u2212", "-").replace("routed", "0")) for k, text in shown}
-    true = {str(k): n - chunk["routed"] for k, n in enumerate(chunk["nats"])} | {"off": chunk["off"] - chunk["routed"]}
-    assert gains == pytest.approx(true, abs=2e-4) and list(gains.values()) == sorted(gains.values(), reverse=True)
-    assert [k for k, text in shown if "routed" in text] == [code]
+    true = {str(k): n - chunk["routed"] for k, n in enumerate(chunk["nats"])}
+    true["off"] = chunk["off"] - chunk["routed"]
+    assert gains == pytest.approx(true, abs=2e-4)
+    assert list(gains.values()) == sorted(gains.values(), reverse=True)
+    assert [k for k, text in shown if "routed" in text] == [str(chunk["code"])]
 
 
 def test_keys_and_pointer_show_the_right_chunk(tab):
-    """Broken if Tab, the arrow keys, Home, End or the pointer led to another chunk's numbers, or to none."""
+    """Broken if Tab, the arrow keys or the pointer led to another chunk's numbers, or to none."""
     focused = "document.activeElement.dataset.c + '|' + document.activeElement.textContent"
     last = math.ceil((len(encode_row(rows()[0], ENC)[0]) - 1) / K) - 1
-    tab.keyboard.press("Tab")
-    for key, i in ((None, 0), ("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("End", last),
+    for key, i in (("Tab", 0), ("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("End", last),
                    ("ArrowRight", last), ("ArrowUp", last - 1), ("Home", 0), ("ArrowLeft", 0)):
-        if key:
-            tab.keyboard.press(key)
+        tab.keyboard.press(key)
         chunk = tab.locator("[role=listbox]").nth(0).locator("[role=option]").nth(i)
-        assert tab.evaluate(focused) == f"{chunk.get_attribute('data-c')}|{chunk.text_content()}"
-        assert chunk.get_attribute("aria-selected") == "true" and tab.locator("[aria-selected=true]").count() == 3
+        code = chunk.get_attribute("data-c")
+        assert tab.evaluate(focused) == f"{code}|{chunk.text_content()}"
+        assert chunk.get_attribute("aria-selected") == "true"
         check_panel(tab, 0, i)
     tab.keyboard.press("Tab")  # to the next problem, not through a hundred chunks
-    assert tab.evaluate("document.activeElement.closest('article').querySelector('h3').textContent") == "Problem 2"
+    heading = "document.activeElement.closest('article').querySelector('h3').textContent"
+    assert tab.evaluate(heading) == "Problem 2"
     tab.locator("[role=listbox]").nth(2).locator("[role=option]").nth(4).hover()
     check_panel(tab, 2, 4)
-    assert tab.locator(".panel").nth(2).locator("[aria-live=polite]").count() == 1
     colours = tab.locator("[data-c]").evaluate_all(
         "all => new Set(all.map(e => getComputedStyle(e).background)).size")
     assert colours == C, "every code has a colour of its own"

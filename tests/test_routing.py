@@ -13,12 +13,6 @@ from analysis.routing import codes_of_answer_tokens, ngram_purity, routing
 NAMES = ("purity", "bits", "bits_beyond_position")
 
 
-def rows():
-    codes, labels = ["0112", "01021", "210", "1120"], ["abca", "ab-ba", "b-c", "acba"]
-    return ([[int(c) for c in row] for row in codes],
-            [[None if y == "-" else y for y in row] for row in labels])
-
-
 def at_positions(rng, R=60, T=12, spread=4):
     """Rows of labels that depend on the position, with some chance, as in every answer format."""
     lengths = rng.integers(T - spread, T + 1, R)
@@ -37,7 +31,9 @@ def test_codes_of_answer_tokens_by_hand(codes, n_prompt, n_ids, K, expected):
 
 def test_numbers_against_scikit_learn_and_by_hand():
     """Broken if a purity, information or lift is wrong, or a token without label is counted."""
-    s = routing(*rows(), minimum=3, permutations=10)
+    codes = [[0, 1, 1, 2], [0, 1, 0, 2, 1], [2, 1, 0], [1, 1, 2, 0]]
+    labels = [[*"abca"], ["a", "b", None, "b", "a"], ["b", None, "c"], [*"acba"]]
+    s = routing(codes, labels, minimum=3, permutations=10)
     # mutual_info_score / ln 2 (scikit-learn 1.9.1), the last within each position; scipy's entropy
     observed = [s[name]["observed"] for name in NAMES]
     assert observed == pytest.approx([8 / 14, 0.38776185199137425, 0.4824919644402477])
@@ -84,19 +80,6 @@ def test_null_is_all_permutations_of_rows():
         assert s[name]["p"] == pytest.approx((every[:, i] >= own[i] - 1e-9).mean(), abs=0.04)
 
 
-def test_codes_that_are_the_labels():
-    """Broken if a perfect router is not perfect, or does not stand out from its null."""
-    labels = at_positions(np.random.default_rng(0))
-    s = routing([["abc".index(y) for y in row] for row in labels], labels)
-    assert s["purity"]["observed"] == 1
-    assert s["bits"]["observed"] == pytest.approx(s["entropy_bits"])
-    assert all(s[name]["p"] == 1 / 201 and s[name]["excess"] > 0.05 for name in NAMES)
-    for code in s["codes"]:
-        pair = code["pairs"][0]
-        assert code["label"] == "abc"[code["code"]] and pair["p"] == 1 / 201
-        assert pair["lift"] > pair["matched_lift"] > 1.2  # the position tells part of it
-
-
 def test_a_code_that_always_fires_at_one_position_looks_pure():
     """Broken if a router that reads nothing but the position is given credit: the trap."""
     labels = at_positions(np.random.default_rng(1), spread=0)
@@ -133,14 +116,15 @@ def test_codes_that_mean_nothing():
     assert sum(p <= 0.05 for p in best) <= 4, "of 18 pairs one or more often looks special"
 
 
-@pytest.mark.parametrize("codes, labels", [
-    ([[0, 1, 0]], [["a", "b", "a"]]),  # one row: nothing can be permuted
-    ([[0, 1], [1, 0, 2]], [["a"] * 2, ["a"] * 3]),  # one label
-    ([[0], [0, 1]], [["a"], [None, "b"]])])  # some permutations pair nothing at all
-def test_where_nothing_can_be_shown_nothing_is(codes, labels):
+def test_where_nothing_can_be_shown_nothing_is():
     """Broken if there is a small p, or an error, where there is nothing to compare with."""
-    s = routing(codes, labels, minimum=1)
-    assert all(s[name]["p"] > 0.3 for name in NAMES)
+    for codes, labels in (
+        ([[0, 1, 0]], ["aba"]),  # one row: nothing can be permuted
+        ([[0, 1], [1, 0, 2]], ["aa", "aaa"]),  # one label
+        ([[0], [0, 1]], ["a", [None, "b"]]),  # some permutations pair nothing at all
+    ):
+        s = routing(codes, labels, minimum=1)
+        assert all(s[name]["p"] > 0.3 for name in NAMES)
 
 
 def test_ngrams_by_hand():
@@ -154,15 +138,3 @@ def test_ngrams_by_hand():
     assert [(g["n"], g["chunks"], g["distinct"], g["observed"]) for g in found] == [
         (1, 4, 2, 3 / 4), (2, 4, 3, 1), (3, 4, 4, 1), (4, 4, 4, 1)]
     assert ngram_purity([[0, 0]], [["a", None]], [2], K=3) == []  # no last state predicts a label
-
-
-def test_ngram_purity_rises_by_sparsity_alone():
-    """Broken if random codes pass for n-gram structure because long n-grams are rare, so pure."""
-    rng = np.random.default_rng(4)
-    labels = at_positions(rng, 100, 24, 10)
-    codes = [rng.integers(8, size=40) for _ in labels]
-    prompts = rng.integers(5, 12, 100)
-    grams = ngram_purity(codes, labels, prompts, K=2, longest=5, permutations=100)
-    purities = [g["observed"] for g in grams]
-    assert purities == sorted(purities) and purities[0] < 0.6 and purities[-1] > 0.99
-    assert all(g["p"] > 0.05 and abs(g["excess"]) < 0.05 for g in grams)

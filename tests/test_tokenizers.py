@@ -22,14 +22,10 @@ CORPUS = [
     "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 1,234.50",
     "def f(x):\n    return {'a': x**2}  # it's we'll they've I'd\n\n\n\tx",
     "IT'S WE'LL THEY'VE I'D Don'T 'S 'll ''re 'ſ it'ſ a'sb",
-    "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301",
-    "cafe\u0301 A\u030a \u212b o\u0323\u0302 o\u0302\u0323 \u1100\u1161\u11a8 \u0958 \u2126",
-    "שלום עולם مرحبا ١٢٣ हिन्दी ไทย \u202eabc\u202c \u200f",
-    "👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃\ufe0f 𝒳𝟙𝟚 \U00020000",
-    "a\u0301\u0302\u0303 \u0301 \u0308x ゙か゚ カ゛",
+    "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301 A\u030a \u212b \u1100\u1161\u11a8 \u0958",
+    "שלום مرحبا ١٢٣ हिन्दी ไทย \u202eabc\u202c \u200f 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃\ufe0f 𝒳𝟙𝟚 \U00020000",
     "x\u00a0y\u2003z\u3000w\u200bv\u2028u\u2029t\x85s\x0br\x0cq\x1cp\ufeff",
-    "  two   spaces 12 3  4   \n \r\n\r\n 5  ",
-    " 7 77 777 7777 77777a7b 1234567890 3.14159 ١٢٣٤٥",
+    "  two   spaces 12 3  4   \n \r\n\r\n 5  7 77 777 7777 77777a7b 1234567890 3.14159 ١٢٣٤٥",
     "!!! ...\n\n ?!\r\n {};\n\n--->\n <<48/2=24>>  //\n",
     "a\x04b !\x04! \x00\x06\x13\x14\x16\x1d  \x04x",
     "zqxjk zqxjk zqxjkl",  # the small Llama-3 has it as a token that no merge makes
@@ -57,15 +53,6 @@ def layout(family):
     }
 
 
-def begin_template(i):
-    """Llama-3's post-processor: <|begin_of_text|>, token i, before every text."""
-    begin = {"id": "<|begin_of_text|>", "ids": [i], "tokens": ["<|begin_of_text|>"]}
-    one = {"SpecialToken": {"id": begin["id"], "type_id": 0}}
-    text = {"Sequence": {"id": "A", "type_id": 0}}
-    return {"type": "TemplateProcessing", "single": [one, text], "pair": [one, text, one, text],
-            "special_tokens": {begin["id"]: begin}}
-
-
 def tiny_spec(family):
     """A tokenizer.json as the family's, with 400 tokens learnt from this file."""
     reference = tokenizers.Tokenizer.from_str(json.dumps(layout(family)))
@@ -87,7 +74,11 @@ def tiny_spec(family):
         vocab["zqxjk"] = len(vocab)
         ways = [(t[:i], t[i:]) for t in sorted(vocab, key=vocab.get) for i in range(1, len(t))]
         model["merges"] = [f"{a} {b}" for a, b in ways if a in vocab and b in vocab]
-        spec["post_processor"] = begin_template(len(vocab))
+        begin = {"id": last[0], "ids": [len(vocab)], "tokens": last[:1]}
+        one = [{"SpecialToken": {"id": last[0], "type_id": 0}},
+               {"Sequence": {"id": "A", "type_id": 0}}]
+        spec["post_processor"] = {"type": "TemplateProcessing", "single": one, "pair": one * 2,
+                                  "special_tokens": {last[0]: begin}}
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
     added = [{"id": len(vocab) + i, "content": token, **flags} for i, token in enumerate(last)]
     spec["added_tokens"] += added
@@ -120,7 +111,7 @@ def assert_same(both, texts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_tokens_as_hugging_face(tiny, family):
     """Broken if pattern, NFC, whole tokens or missing bytes differ: the model never saw such tokens."""
-    texts = CORPUS + [Path(__file__).read_text(encoding="utf-8")]
+    texts = [*CORPUS, Path(__file__).read_text(encoding="utf-8")]
     codes = [*range(0x600), *range(0x1E00, 0x2100), *range(0x3000, 0x3100)]
     texts += [f"{c} a{c}{c}'{c} 1{c}" for c in map(chr, codes)]
     assert_same(tiny[family], texts)
@@ -149,8 +140,8 @@ def test_begin_and_end_tokens(tiny, family):
     assert ids[:n_prompt] == prompt.ids
     answer = reference.encode(" So.\n#### 3", add_special_tokens=False).ids
     assert ids[n_prompt:] == [*answer, reference.token_to_id(end)] and end_token(enc) == ids[-1]
-    assert begin_token(enc) == (reference.token_to_id("<|begin_of_text|>") if family == "llama3" else None)
-    assert ids.count(begin_token(enc)) == (family == "llama3")
+    begin = reference.token_to_id("<|begin_of_text|>")  # None but for llama3
+    assert begin_token(enc) == begin and ids.count(begin) == (family == "llama3")
 
 
 # ---- what is refused
@@ -172,24 +163,15 @@ def swap_merges(spec):
     merges[3], merges[-1] = merges[-1], merges[3]
 
 
-def unmade_token(spec):
-    """A word added to the vocabulary alone."""
-    n = len(spec["model"]["vocab"])
-    spec["model"]["vocab"]["zqxjk"] = n
-    spec["added_tokens"] = [{"content": "<|endoftext|>", "id": n + 1}]
-
-
 REGEX = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
 OTHERS = "its normalizer and pre_tokenizer are others"
 MERGES = "its merges are not those of its tokens in the order of their ids"
 REFUSED = {  # case: (family, change, words)
     "regex": ("qwen3", at(*REGEX, value=r"\s+|\S+"), OTHERS + r".*s\+"),
-    "normalizer": ("qwen3", at("normalizer", value=None), OTHERS),
     "no end": ("qwen3", at("added_tokens", value=[]), "added_tokens has no <.endoftext.>"),
     "an id twice": ("qwen3", at("model", "vocab", "a", value=7), "are not 0 to 401, each once"),
     "merge order": ("qwen3", swap_merges, MERGES),
     "llama3's merge order": ("llama3", swap_merges, MERGES),
-    "token without merge": ("qwen3", unmade_token, MERGES),
     "whole pieces": ("llama3", at("model", "ignore_merges", value=False), MERGES),
 }
 
@@ -204,15 +186,14 @@ def test_what_is_not_known_exactly_is_refused(tmp_path, case):
     with pytest.raises(ValueError, match=words) as error:
         load_encoding(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}/tokenizer.json: not a tokenizer of SmolLM2, ")
-    assert len(str(error.value)) < 1000
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]", b'{"a": 1}'])
-def test_files_that_are_no_tokenizer(tmp_path, content):
+def test_files_that_are_no_tokenizer(tmp_path):
     """Broken if a truncated or wrong file ended in a traceback that does not name it."""
-    (tmp_path / "tokenizer.json").write_bytes(content)
-    with pytest.raises(ValueError, match=r"tokenizer\.json:"):
-        load_encoding(tmp_path)
+    for content in ("{", "[]", '{"a": 1}'):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(ValueError, match=r"tokenizer\.json:"):
+            load_encoding(tmp_path)
     with pytest.raises(FileNotFoundError, match="'nowhere': neither 'wordproblems' nor a"):
         load_encoding("nowhere")
 
@@ -234,8 +215,7 @@ def test_real_tokenizers(family):
         pytest.skip(f"no {path}: set DLR_TOKENIZERS, or run python data/smollm2.py")
     enc, reference = load_both(path)
     assert (enc.n_vocab, begin_token(enc), end_token(enc)) == KNOWN[family]
-    texts = CORPUS + [Path(__file__).read_text(encoding="utf-8")]
+    texts = [*CORPUS, Path(__file__).read_text(encoding="utf-8")]
     if (GSM8K_DIR / "train.jsonl").is_file():
-        rows = [json.loads(line) for line in open(GSM8K_DIR / "train.jsonl", encoding="utf-8")]
-        texts += [text for row in rows for text in (row["question"], " " + row["answer"])]
+        texts += (GSM8K_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert_same((enc, reference), texts)

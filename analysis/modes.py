@@ -1,0 +1,219 @@
+"""
+What a code carries, on data answered in several ways (data/modes.py): which way do the answers go under
+each forced code, and what do the training rows say about the codes in hindsight?
+
+    python analysis/modes.py RUN [--rows 300]         # a run of train.py on --data modes, modes3, ...
+    python analysis/runs.py modes --table             # all seeds
+    python analysis/modes.py RUN --svg analysis/modes.svg     # README's picture: one of RUN's questions, and all seeds
+"""
+
+import argparse
+import html
+import json
+import math
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import plumbing
+from data.files import read_jsonl
+from data.modes import way_of
+from data.tokens import collate, encode_row, encode_rows, end_token, load_rows
+from eval import arm_codes, decode, each_code, grade, load_run
+
+
+def information(table):
+    """
+    Which fraction of the way's entropy the code tells: I(code; way) / H(way), 0 if there is one way.
+    table (codes, ways): how often each code came with each way.
+    """
+    p = np.asarray(table, float) / np.sum(table)  # (codes, ways)
+
+    def entropy(q):
+        q = q[q > 0]
+        return -(q * np.log2(q)).sum()
+
+    h_way = entropy(p.sum(0))
+    return (h_way + entropy(p.sum(1)) - entropy(p)) / h_way if h_way > 0 else 0.0
+
+
+def prompts_of(rows, enc):
+    items = [encode_row(row, enc) for row in rows]
+    return [ids[:n_prompt] for ids, n_prompt in items]
+
+
+def vote(model, enc, rows, temperature, n=8):
+    """Of the first 150 rows, the fraction that the most frequent final answer of n samples gets right."""
+    rows = rows[:150]
+    samples = [[] for _ in rows]
+    torch.manual_seed(0)
+    for _ in range(n):
+        answers = model.generate(prompts_of(rows, enc), 320, "off", end_token(enc), temperature)
+        for mine, new in zip(samples, answers):
+            mine.append(decode(enc, new).partition("####")[2].strip())
+    winners = [Counter(mine).most_common(1)[0][0] for mine in samples]
+    return float(np.mean([grade(f"#### {win}", row["final"])["strict"] for win, row in zip(winners, rows)]))
+
+
+def first_chunk(model, enc, rows, code):
+    """The ways of the answers if `code` is forced only on the chunk that writes an answer's first token."""
+    prompts = prompts_of(rows, enc)
+    begins = torch.tensor([(len(prompt) - 1) // model.config.chunk for prompt in prompts])
+
+    def choose(z, row, chunk):
+        return torch.where(chunk == begins[row], code, z.argmax(-1))
+
+    return Counter(way_of(decode(enc, new)) for new in model.generate(prompts, 320, choose, end_token(enc)))
+
+
+@torch.no_grad()
+def hindsight(model, enc, rows):
+    """
+    Which code makes each training row likeliest, the answer being known, and what it gains over no
+    code. Returns ({way: [rows for each code]}, bits a row).
+    """
+    items, _ = encode_rows(rows, enc, model.config.block_size)
+    n_codes, counts, bits = model.config.n_codes, {}, []
+    for start in range(0, len(items), 50):
+        idx, targets = collate(items[start : start + 50])
+        n_chunks = math.ceil(idx.size(1) / model.config.chunk)
+        h = model.lower(idx)
+        forced = [arm_codes(arm, idx, None, n_chunks, model, 0) for arm in each_code(model)]
+        score = torch.stack([model.token_logp(model.steer(h, codes), targets).sum(-1) for codes in forced])
+        gain, best = (score - model.token_logp(h, targets).sum(-1)).max(0)  # (B,) each
+        bits += (gain / math.log(2)).tolist()
+        for row, code in zip(rows[start:], best.tolist()):
+            counts.setdefault(row.get("way", "all"), [0] * n_codes)[code] += 1
+    return counts, float(np.mean(bits))
+
+
+def study(run, n_rows=300, votes=True):
+    """What one run's folder adds to its evaluation, see the functions above; n_rows of test and of train."""
+    model, enc, _, flags = load_run(run)
+    model.eval()
+    rows = load_rows(flags["data"], "test", n_rows, at_most=True)
+    if not model.codebook.weight.any():
+        return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
+    counts, bits = hindsight(model, enc, load_rows(flags["data"], "train", n_rows, at_most=True))
+    found = {"hindsight": counts, "hindsight_information": information(np.transpose(list(counts.values()))),
+             "bits": bits}
+    if model.config.chunk < model.config.block_size:
+        found["first_chunk"] = [first_chunk(model, enc, rows[:100], c) for c in range(model.config.n_codes)]
+    return found
+
+
+# --------------------------------------------------------------------------------------------------
+# The table over seeds.
+
+
+def control(line):
+    """({way: its greatest share under one forced code}, information) of a line of runs.py."""
+    ways = sorted(set("".join(line["ways"].values())) - {"n"})  # first letters; n = none
+    counts = np.array([[line["ways"][arm].count(way) for way in ways]
+                       for arm in line["ways"] if arm.startswith("code ")])
+    return dict(zip(ways, counts.max(0) / len(line["tokens"]))), information(counts)
+
+
+def table(lines):
+    """Markdown: accuracy and control, mean ± sd over seeds, a row for each label."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line["label"], []).append(line)
+
+    def accuracy(line, arm):
+        return 100 * line["strict"][arm].count("1") / len(line["tokens"])
+
+    def mean(values, form=".1f"):
+        spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+        return f"{np.mean(values):{form}}{spread}"
+
+    out = ["| run | seeds | accuracy %, plain | majority of 8 | code chosen on val | ways of plain answers "
+           "| best share of each way under one code | seeds with all >= .98 | information of the code "
+           "| bits a row |", "|---" * 10 + "|"]
+    for label, group in groups.items():
+        cells = [label, str(len(group)), mean([accuracy(line, "off") for line in group])]
+        votes = [line["study"]["vote"] for line in group if "vote" in line["study"]]
+        cells.append(", ".join(f"{mean([100 * v[t] for v in votes])} (T = {t})" for t in votes[0]) if votes else "")
+        plain = Counter("".join(line["ways"]["off"] for line in group))
+        ways = ", ".join(f"{way} {100 * n / plain.total():.0f} %" for way, n in plain.most_common())
+        if "chosen" not in group[0]:
+            out.append("| " + " | ".join([*cells, "", ways, "", "", "", ""]) + " |")
+            continue
+        cells += [mean([accuracy(line, line["chosen"]) for line in group]), ways]
+        controls = [control(line) for line in group]
+        names = sorted({way for shares, _ in controls for way in shares})
+        cells.append(", ".join(f"{way} {mean([s.get(way, 0) for s, _ in controls], '.2f')}" for way in names))
+        held = sum(len(s) > 1 and min(s.values()) >= 0.98 for s, _ in controls)
+        cells.append(f"{held} of {len(group)}")
+        cells.append(mean([info for _, info in controls], ".2f"))
+        cells.append(mean([line["study"]["bits"] for line in group], ".2f"))
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join(out)
+
+
+def figure(record, lines):
+    """README's picture: a question and its answers under two codes (a line of answers.jsonl), and bars over seeds."""
+    def accuracy(label, read):
+        return 100 * float(np.mean([read(line) for line in lines if line["label"] == label]))
+
+    def strict(line, arm):
+        return line["strict"][arm].count("1") / len(line["tokens"])
+
+    bars = [("SFT", accuracy("SFT", lambda line: strict(line, "off"))),
+            ("SFT, majority of 8", accuracy("SFT", lambda line: max(line["study"]["vote"].values()))),
+            ("code chosen on val", accuracy("DLR", lambda line: strict(line, line["chosen"]))),
+            ("SFT, told the way", accuracy("SFT, told the way", lambda line: strict(line, "off")))]
+    out = []
+
+    def text(x, y, words, more=""):
+        out.append(f'<text x="{x}" y="{y}" fill="#222" {more}>{html.escape(words)}</text>')
+
+    for i, words in enumerate(textwrap.wrap(record["question"], 64)):
+        text(24, 32 + 18 * i, words)
+    top = 60 + 18 * i
+    for color, arm in zip(("#2f7ed8", "#e07b39"), [arm for arm in record if arm.startswith("code ")]):
+        said = record[arm]["text"].strip().split("\n")
+        height = 18 * len(said) + 34
+        out.append(f'<rect x="24" y="{top}" width="420" height="{height}" rx="6" fill="{color}" '
+                   f'fill-opacity=".12" stroke="{color}"/>')
+        text(36, top + 20, f"{arm} everywhere", 'font-weight="bold"')
+        for i, words in enumerate(said):
+            text(36, top + 40 + 18 * i, words, 'font-family="ui-monospace, monospace" font-size="12"')
+        top += height + 12
+    text(490, 32, f"accuracy on test, %, mean of {len({line['seed'] for line in lines})} seeds", 'font-weight="bold"')
+    for i, (name, value) in enumerate(bars):
+        y = 52 + 56 * i
+        text(490, y + 14, name)
+        out.append(f'<rect x="490" y="{y + 20}" width="{9 * value:.0f}" height="20" rx="3" fill="#2f7ed8"/>')
+        text(498 + 9 * value, y + 35, f"{value:.1f}")
+    height = max(top, 52 + 56 * len(bars)) + 12
+    head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" font-size="13" '
+            'font-family="ui-sans-serif, Helvetica, Arial, sans-serif">')
+    title = "<title>One question under two codes, and accuracy on test</title>"
+    paper = f'<rect width="880" height="{height}" rx="8" fill="#fbfbf9"/>'
+    return "\n".join([head, title, paper, *out, "</svg>"]) + "\n"
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", help="folder made by train.py")
+    parser.add_argument("--rows", type=int, default=300, help="test problems")
+    parser.add_argument("--svg", type=Path, help="write README's picture, instead")
+    args = parser.parse_args(argv)
+    with plumbing.one_line_errors("modes.py"):
+        if args.svg:
+            records = [item for _, item in read_jsonl(Path(args.run) / "answers.jsonl")]
+            right = [r for r in records if any(r[arm]["strict"] for arm in r if arm.startswith("code "))]
+            lines = [item for _, item in read_jsonl(Path(__file__).parent / "results" / "modes.jsonl")]
+            plumbing.write_text(args.svg, figure(right[0], lines))
+            return
+        print(json.dumps(study(args.run, args.rows), indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Data answered in several ways, codes that last a whole row, and codes forced one by one."""
+
+import math
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+import eval as evaluation
+from analysis.modes import control, information
+from data.modes import main as make_folder
+from data.modes import make_wrong, tell, way_of
+from data.plumbing import open_model
+from data.tokens import load_encoding, load_rows
+from dlr import GPT, GPTConfig
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_dlr import data, make
+
+ENC = load_encoding("wordproblems")
+ANSWER = "Mia had 12+7 = <<12+7=19>>19 shells.\nTom had 19*2 = <<19*2=38>>38 shells.\n#### 38"
+
+
+def test_the_ways_of_telling_an_answer():
+    """Broken if a way were told or recognised wrongly: every figure on control rests on it."""
+    assert tell(ANSWER, "worked") == ANSWER
+    assert tell(ANSWER, "terse") == "<<12+7=19>>\n<<19*2=38>>\n#### 38"
+    assert tell(ANSWER, "short") == "#### 38"
+    for way in ("worked", "terse", "short"):
+        assert way_of(" " + tell(ANSWER, way)) == way
+    assert way_of("Mia had 12+7 = <<12+7=") == "none"
+    wrong = make_wrong(ANSWER).split("\n")  # the first result is off, the rest follows from it
+    first = int(wrong[0].partition(">>")[2].split()[0])
+    assert 20 <= first <= 28
+    assert wrong[1:] == [f"Tom had {first}*2 = <<{first}*2={2 * first}>>{2 * first} shells.", f"#### {2 * first}"]
+
+
+def test_only_training_answers_are_mixed():
+    """Broken if a prompt told the way, if one way were missing, or if val and test were changed."""
+    plain, mixed = load_rows("wordproblems", "train", 200), load_rows("modes3", "train", 200)
+    assert [row["question"] for row in plain] == [row["question"] for row in mixed]
+    counts = Counter(row["way"] for row in mixed)
+    assert set(counts) == {"worked", "terse", "short"} and min(counts.values()) > 45
+    assert all(mine["answer"] == tell(row["answer"], mine["way"]) for mine, row in zip(mixed, plain))
+    for split in ("val", "test"):
+        assert load_rows("modes", split, 20) == load_rows("wordproblems", split, 20)
+    assert load_rows("modes_told", "test", 1)[0]["question"].endswith("? (worked)")
+    told = load_rows("modes_told", "train", 50)
+    assert all(row["question"].endswith(f"({row['way']})") for row in told)
+
+
+def test_a_folder_of_mixed_answers(tmp_path, capsys):
+    """Broken if data/modes.py wrote a folder that --data cannot read."""
+    make_folder(["wordproblems", "worked", "short", "--rows", "20", "--out", str(tmp_path / "mixed")])
+    rows = load_rows(str(tmp_path / "mixed"), "train")
+    assert {way_of(row["answer"]) for row in rows} == {"worked", "short"} and len(rows) == 20
+    assert all(way_of(row["answer"]) == "worked" for row in load_rows(str(tmp_path / "mixed"), "test", 20))
+
+
+def test_centred_codes_steer_by_what_sets_them_apart():
+    """Broken if what all codes share reached the states, or if one code alone steered nothing."""
+    model, (idx, _) = make(centre_codes=True), data()
+    h, codes = model.lower(idx), torch.randint(6, (3, 6))
+    e = model.codebook.weight
+    chunk_of = torch.arange(22) // 4
+    added = 0.5 * (e - e.mean(0))[codes[:, chunk_of]]
+    torch.testing.assert_close(model.steer(h, codes), h + added)
+    before = model.steer(h, codes)
+    with torch.no_grad():
+        e += torch.randn(32)
+    torch.testing.assert_close(model.steer(h, codes), before, atol=1e-5, rtol=1e-5)
+    alone = make(centre_codes=True, n_codes=1)
+    assert not torch.equal(alone.steer(h, codes * 0), h)
+
+
+@pytest.mark.parametrize("select", ["likelihood", "joint"])
+def test_persistence_1_searches_all_codes_of_a_row(select):
+    """Broken if with N = C the winner were not the best of one code everywhere, by brute force."""
+    model, (idx, targets) = make(), data(B=8)
+    scores = []
+    for code in range(6):
+        logits, _ = model(idx, codes=torch.full((8, 6), code))
+        logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        scores.append((logp * (targets >= 0)).sum(-1))
+    found = model.search(idx, targets, 6, persistence=1.0, select=select)
+    if select == "likelihood":
+        assert torch.equal(found, torch.stack(scores).argmax(0)[:, None].expand(8, 6))
+    else:  # the router's own sequence takes the place of candidate 0
+        own = model.route(idx).argmax(-1)
+        assert all(len(set(row.tolist())) == 1 or torch.equal(row, mine) for row, mine in zip(found, own))
+
+
+def test_persistence_between_is_the_probability_of_keeping_a_code():
+    """Broken if a code lasted longer or shorter than its probability says, or 0 were not the paper's."""
+    model, (idx, targets) = make(), data(B=400, T=60)
+    with torch.no_grad():
+        model.router.weight.zero_()  # uniform
+    for persistence in (0.0, 0.5, 0.9):
+        torch.manual_seed(3)
+        found = model.search(idx, targets, 1, persistence=persistence)
+        kept = (found[:, 1:] == found[:, :-1]).float().mean().item()
+        assert kept == pytest.approx(persistence + (1 - persistence) / 6, abs=0.02)
+    with pytest.raises(ValueError, match="persistence"):
+        model.search(idx, targets, persistence=1.5)
+
+
+def test_chunk_0_is_one_code_for_the_whole_row():
+    """Broken if --chunk 0 cut a row, from the embedded base or from scratch."""
+    for source, block in (("base", 512), ("scratch", 96)):
+        model, _ = open_model(source, block, chunk=0)
+        assert model.config.chunk == model.config.block_size
+        assert model.route(torch.ones(1, 90, dtype=torch.long)).shape == (1, 1, 32)
+
+
+def model_of(n_codes):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(ENC.n_vocab, 256, 2, 2, 1, 32, n_codes=n_codes, chunk=3)).eval()
+    torch.nn.init.normal_(model.codebook.weight, std=3.0)
+    return model
+
+
+def test_each_code_is_forced_everywhere():
+    """Broken if an arm "code k" used another code anywhere, or hundreds of codes were tried."""
+    model, rows = model_of(3), load_rows("wordproblems", "test", 3)
+    summary, records = evaluation.evaluate(model, ENC, rows, ["off", "each"], max_new_tokens=6)
+    assert list(summary["arms"]) == ["off", "code 0", "code 1", "code 2"] and "chosen" not in summary
+    ids, n_prompt = evaluation.encode_row(rows[1], ENC)
+    prompt, n_chunks = ids[:n_prompt], math.ceil((n_prompt + 6) / 3)
+    new = model.generate([prompt], 6, torch.full((1, n_chunks), 2), evaluation.end_token(ENC))[0]
+    assert records[1]["code 2"]["text"] == ENC.decode(new)
+    idx = torch.tensor([ids[:-1]])
+    targets = torch.tensor([[-1] * (n_prompt - 1) + ids[n_prompt:]])
+    loss = model(idx, targets, torch.full((1, math.ceil(idx.size(1) / 3)), 2))[1].item()
+    assert records[1]["code 2"]["nll"] == pytest.approx(loss * (len(ids) - n_prompt), rel=1e-4)
+    with pytest.raises(ValueError, match="at most 16 codes, this model has 32"):
+        evaluation.evaluate(model_of(32), ENC, rows, ["each"])
+
+
+def test_the_code_is_chosen_on_val_not_on_test():
+    """Broken if the code that test prefers were reported as the one that was chosen."""
+    model = model_of(4)
+    val, test = load_rows("wordproblems", "val", 4), load_rows("wordproblems", "test", 4)
+    on_val, _ = evaluation.evaluate(model, ENC, val, ["each"], generate=False)
+    best = min(on_val["arms"], key=lambda arm: on_val["arms"][arm]["nats"])
+    summary, _ = evaluation.evaluate(model, ENC, test, ["off", "each"], generate=False, choose_on=val)
+    assert summary["chosen"] == best
+    marked = [line for line in evaluation.table({"x": summary}).splitlines() if "best on val" in line]
+    assert len(marked) == 1 and best in marked[0]
+
+
+def test_the_table_says_in_which_way_answers_are_told():
+    """Broken if short answers could not be told from worked ones in the table."""
+    arm = {"nats": 1.0, "strict": 0.5, "flexible": 0.5, "parsed": 1.0}
+    lines = evaluation.table({"x": {"arms": {"off": {**arm, "ways": {"short": 0.75, "worked": 0.25}}}}})
+    assert lines.endswith("75% short, 25% worked")
+    assert "worked" not in evaluation.table({"x": {"arms": {"off": {**arm, "ways": {"worked": 1.0}}}}})
+
+
+def test_ask_shows_the_answer_under_every_code():
+    """Broken if --ask left a code out or showed another answer under it."""
+    model = model_of(3)
+    text = evaluation.ask(model, ENC, "What is 1 + 2?", 9)
+    blocks = text.split("\n\nanswer with code ")[1:]
+    codes = [int(c) for block in blocks for c in block.split(" everywhere")[0].split(", ")]
+    assert sorted(codes) == [0, 1, 2]
+    ids, n_prompt = evaluation.encode_row({"question": "What is 1 + 2?", "answer": ""}, ENC)
+    for block in blocks:
+        code = int(block.split(" everywhere")[0].split(",")[0])
+        forced = torch.full((1, 86), code)
+        new = model.generate([ids[:n_prompt]], 9, forced, evaluation.end_token(ENC))[0]
+        assert block.split(":\n", 1)[1] == ENC.decode(new).strip()
+
+
+def test_how_much_a_code_tells_about_the_way():
+    """Broken if control were overstated: by hand, perfect, none, and half of the codes useless."""
+    assert information([[10, 0], [0, 10]]) == pytest.approx(1)
+    assert information([[5, 5], [5, 5]]) == pytest.approx(0)
+    assert information([[10, 0], [10, 0]]) == 0
+    # H(way) = 1 bit; given a code: 0, 0, 1, 1 bits
+    assert information([[10, 0], [0, 10], [5, 5], [5, 5]]) == pytest.approx(0.5)
+    line = {"tokens": [1] * 4, "ways": {"off": "wwss", "code 0": "wwws", "code 1": "ssss"}}
+    shares, info = control(line)
+    assert shares == {"w": 0.75, "s": 1.0} and 0 < info < 1
