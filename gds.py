@@ -10,13 +10,13 @@ Source: Yu, Su, Abdullah, "Dynamic Latent Routing", arXiv 2605.14323 (2026). In 
     policy        of length L <= T: decision rules pi_0..pi_{L-1}, each a map S -> A
     value         V = E sum_{i<L} gamma^i r_i(s_i, pi_i(s_i)), over the policy's own length only
     goal set      G = support of s_L, where the policy may end (the goals themselves are G*)
-    REACH G*      G is a subset of G*: every branch of chance ends in a goal
+    REACH G*      G is a subset of G*: every branch (path that chance may take) ends in a goal
     COVER G*      G is a superset of G*: every goal is the end of some branch
-    optimal       the greatest V among the feasible policies of length 1..T (the empty one is none)
+    optimal       the greatest V among the feasible policies of length 1..T (the empty one does not count)
 
-GDS is Dijkstra's algorithm on policies: pop the prefix of greatest V; if it is feasible it is optimal,
-because rewards <= 0 only lower an extension; otherwise append every rule. `gds` is the version to use;
-`gds_literal` is the printed one, whose pruning is unsound (`late_shortcut`). Needs numpy only.
+GDS is Dijkstra's algorithm on policies: pop the policy (prefix) of greatest V; if it is feasible it is
+optimal, since rewards <= 0 never raise an extension; otherwise append every rule. `gds` is the version to
+use; `gds_literal` has the printed pruning, unsound (`late_shortcut`), and its repair. Needs numpy only.
 """
 
 import argparse
@@ -91,7 +91,7 @@ class MDP:
 
 @dataclass(frozen=True)
 class Result:
-    """The best policy: value V, length L, and L rules {state: action} on the support.
+    """What a solver answers: value V, length L, and L rules {state: action} on the support.
 
     status "optimal", "infeasible" (no policy exists, value -inf) or "capped" (max_pops came first,
     nothing is known, value nan). pops: prefixes taken from the heap. fired: prefixes pruned.
@@ -160,7 +160,7 @@ def backward(mdp, stop):
     """Best values if a branch may end where stop (L+1,S) says so: V (L+1,S) and regret (L,S,A).
 
     V_t(s) = max(0 if stop[t,s], max_a Q_t(s,a)),  Q_t(s,a) = r_t(s,a) + gamma E V_{t+1}(s'),
-    regret_t(s,a) = V_t(s) - Q_t(s,a): what action a loses, exactly 0 if it is best.
+    regret_t(s,a) = V_t(s) - Q_t(s,a): what action a loses, 0 if nothing, stopping included, is better.
     Where no end is possible V = -inf; an action with one such successor, however unlikely, has
     Q = -inf and regret inf. O(L S A K) time.
     """
@@ -182,7 +182,7 @@ def _scale(weight, x):
 
 
 class Relaxation(NamedTuple):
-    """The problem made easier: every branch of chance may end for itself, at one of the lengths."""
+    """The problem made easier: each branch may end where and when it likes, at any of `lengths`."""
 
     lengths: range
     root: float  # what it is worth from the start
@@ -193,8 +193,8 @@ class Relaxation(NamedTuple):
 def split_lengths(mdp):
     """The lengths 1..T as ranges; backward induction runs once for each range.
 
-    With chance, each length is a range of its own: all branches must end at the same time, so the
-    induction must know at which. A deterministic P has one branch only: one range does.
+    With chance, each length is a range of its own: all branches must end at one time, so each
+    induction fixes it. A deterministic P has one branch only: one range does.
     """
     if mdp.K == 1:
         return [range(1, mdp.T + 1)]
@@ -204,7 +204,7 @@ def split_lengths(mdp):
 def relax(mdp, start, goals, mode, lengths):
     """Backward induction for the easier problem, in which every branch may end for itself.
 
-    REACH: a branch may end in any goal. That is no easier: if each branch ends in a goal, all do.
+    REACH: a branch may end in any goal. That is no easier: REACH asks the same of each branch alone.
     COVER: a branch may end anywhere, and none has to go to the goals. So `upper_bound` also needs
     miss_t(s,g): what a branch in s at time t will lose at least if it, or a part of it, is to end in
     goal g. That is the least sum of gamma^i regret_i on a path to g, each weighted by the odds of the
@@ -231,7 +231,7 @@ def reach_dp(mdp, start, goals):
     """The optimal REACH policy by backward induction for each length, without search.
 
     O(T^2 S A K) time, deterministic O(T S A); O(T S A) memory, since only the best length is kept.
-    It also proves that REACH needs no history: the branches' choices do not constrain each other.
+    So REACH needs no history: the branches' choices do not constrain each other.
     """
     start, goals = _check(mdp, start, goals)
     every = (relax(mdp, start, goals, "reach", lengths) for lengths in split_lengths(mdp))
@@ -244,7 +244,7 @@ def reach_dp(mdp, start, goals):
         rule = {s: int(best.regret[t, s].argmin()) for s in dist}
         dist, _ = step(mdp, dist, rule, t)
         policy.append(rule)
-    pops = sum(len(rule) for rule in policy) + 1  # those of a search that never errs: choices, end
+    pops = sum(len(rule) for rule in policy) + 1  # as a perfect search would: each choice, and the end
     return Result(best.root, len(policy), policy, pops, "optimal")
 
 
@@ -252,16 +252,16 @@ def reach_dp(mdp, start, goals):
 
 
 def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6):
-    """The optimal policy from state start that reaches or covers the set goals. Exact.
+    """The optimal policy from state start that reaches or covers the set goals.
 
-    Theorems 4 (REACH) and 5 (COVER), without the printed pruning, which is unsound. Instead:
+    Theorems 4 (REACH), 5 (COVER): GDS is optimal. Without the printed, unsound pruning. Instead:
     - rules on the support only: rules that differ elsewhere have the same future;
-    - branches choose one after another, so a pop appends at most A entries, not A^n rules;
+    - branches choose one after another, so a pop appends at most A entries, not A^n rules (n: support);
     - of prefixes with the same time and distribution, so with the same future, only the best is kept.
       With a deterministic P this is Dijkstra's algorithm on (time, state): at most T*S+1 pops;
     - heuristic=True: A*. The order is that of `upper_bound`, not of the value. In REACH that bound is
       exact, so nothing is left to search: `reach_dp` reads the best policy off.
-    Distributions count as equal if the supports are and probabilities agree to 12 digits. That costs at
+    Distributions count as equal if the supports are and probabilities agree to 12 decimals. That costs at
     most 1e-12 r_max for each state and each step to come, and it may happen at each of T*S choices:
     V is exact up to 1e-12 (T S)^2 r_max. Memory: REACH O(T S A), COVER O(T S (A+G)) and the heap.
     COVER is NP-hard (`sat_gadget`): expect "capped" on large stochastic problems.
@@ -288,7 +288,7 @@ class Entry(NamedTuple):
     value: float
     relaxed_value: float  # of its best completion if branches may end for themselves: root - regrets
     t: int
-    todo: tuple  # ((state, probability), ...) at time t: the branches without an action
+    todo: tuple  # ((state, probability), ...) at time t: the support's states without an action
     done: tuple  # the same at time t+1: where the other branches have moved
     choices: tuple | None  # linked list, newest first: (t, state, action, older choices)
     future: tuple | None  # equal for entries with the same future
@@ -315,7 +315,7 @@ def _search(mdp, start, goals, mode, heuristic, max_pops, static=False):
     def relaxation_for(lengths):
         if heuristic:
             return relax(mdp, start, goals, mode, lengths)
-        return Relaxation(lengths, 0.0, -mdp.r)  # as if what is still to come cost nothing
+        return Relaxation(lengths, 0.0, -mdp.r)  # root - regrets is then the value itself
 
     tick = itertools.count()  # ties go to the longer prefix, then to the older one
     heap = []  # (-upper bound, -t, tick, lengths, Entry)
@@ -419,7 +419,7 @@ def _check(mdp, start, goals, mode="reach", max_pops=1):
 # ---- What GDS is compared with: brute force, policy iteration, the printed algorithm -------------
 
 
-def brute_force(mdp, start, goals, mode="reach", history=False, limit=10**5):
+def brute_force(mdp, start, goals, mode="reach", history=False, limit=5 * 10**5):
     """The optimum by trying every policy on its support, if no length has more than limit of them.
 
     history=True: a rule may depend on the whole path, so that branches which merge may act differently.
@@ -429,8 +429,7 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=10**5):
     every = [({(start,): 1.0}, 0.0, [])]  # every policy of length t: its {path: odds}, value, rules
     for t in range(mdp.T):
         if sum(max(len(dist), mdp.A ** len(dist)) for dist, _, _ in every) > limit:
-            raise ValueError(f"brute_force: this would not finish: there are more than {limit} "
-                             f"policies or paths of length {t + 1}, and T = {mdp.T}. Use gds")
+            raise ValueError(f"brute_force: more than {limit} policies or paths of length {t + 1}, use gds")
         longer = []
         for dist, value, policy in every:
             met = [path if history else path[-1] for path in dist]
@@ -441,9 +440,11 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=10**5):
                     for s2, q in mdp.successors[path[-1]][a]:
                         path2 = (*path, s2) if history else (s2,)
                         after[path2] = after.get(path2, 0.0) + p * q
-                longer.append((after, v, [*policy, dict(zip(met, actions))]))
+                rules = [*policy, dict(zip(met, actions))]
+                if t + 1 < mdp.T:
+                    longer.append((after, v, rules))
                 if v > best.value and feasible(mode, {path[-1] for path in after}, goals):
-                    best = Result(v, t + 1, longer[-1][2], 0, "optimal")
+                    best = Result(v, t + 1, rules, 0, "optimal")
         every = longer
     return best
 
@@ -478,8 +479,8 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     Pop the prefix of greatest value v; let t be its length and G its goal set. Feasible: return it.
     Length T: drop it. Prune it if some record (G', v') has G' a subset of G (COVER: superset) and
     v <= v' - eps_t, where eps_t = r_max/(1-gamma) sum_{i>=t} gamma^i. Otherwise append every rule.
-    Each child whose goal set was not popped before leaves a record: v' is its value, G' the goal set
-    of its parent (reading "parent", as printed) or its own ("child", probably meant).
+    Each child whose goal set was not popped before leaves a record: v' is its value, but G' the goal
+    set of its parent (reading "parent", as printed) or its own ("child", probably meant).
     A record carries no time: a prefix that is too late may prune the only one that is in time, as in
     `late_shortcut`. And where eps is 0, a prefix may be pruned by its own record.
 
@@ -564,7 +565,7 @@ def least_firing_depth(gamma):
 
 
 def late_shortcut(gamma, T):
-    """The counterexample to the printed pruning for any 0 < gamma < 1 and T > t*: (mdp, start, goals).
+    """The counterexample to the printed pruning for 0 < gamma < 1, T large enough: (mdp, start, goals).
 
     A corridor 0 -> 1 -> ... -> T, just as long as the horizon; in 0, action 0 waits. Leaving at once
     costs 1 a step for t* steps; leaving later is free, but too late. So the optimum leaves at once.
@@ -759,7 +760,7 @@ def check_shift():
     r[1, 1] = -0.1
     shifted = gds(MDP.deterministic([[2, 1], [2, 2], [2, 2]], r, 0.9), 0, {2})
     return Claim("Positive rewards: subtracting r_max is without loss of generality",
-                 f"raw: 1 in 1 step, {0.9 + 0.9 * 0.9:.2f} in 2; shifted by -1: {shifted.length} step is best",
+                 f"raw: 1 in 1 step, 1.71 in 2; shifted by -1: {shifted.length} step is best",
                  shifted.length != 2, holds=False)
 
 

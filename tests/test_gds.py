@@ -322,10 +322,10 @@ def test_capped_is_never_infeasible():
 
 def test_brute_force_refuses_what_would_not_finish():
     """If this failed, brute_force on a gridworld would hang instead of saying why, or a long chain overflow."""
-    with pytest.raises(ValueError, match="would not finish"):
+    with pytest.raises(ValueError, match="more than"):
         gds.brute_force(*gridworlds.bridge().problem)
     coin = MDP(np.full((2, 1, 2), 0.5), np.zeros((40, 2, 1)), 1)
-    with pytest.raises(ValueError, match="would not finish"):  # one policy, but 2^40 paths
+    with pytest.raises(ValueError, match="more than"):  # one policy, but 2^40 paths
         gds.brute_force(coin, 0, [], history=True)
     chain = MDP.deterministic([[0]], np.full((2000, 1, 1), -1.0), 1)
     assert gds.brute_force(chain, 0, [], "cover").value == -1  # 2000 steps deep
