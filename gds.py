@@ -842,8 +842,7 @@ def main(argv=None):
     surprises = [claim.text for claim in claims if claim.holds == bool(claim.wrong)]
     for text in surprises:
         print(f"\nUNEXPECTED: {text}")
-    print(f"\n{len(claims) - len(surprises)} of {len(claims)} verdicts as expected "
-          f"(seed {args.seed}, n {args.n})")
+    print(f"\n{len(claims) - len(surprises)} of {len(claims)} verdicts as expected (seed {args.seed}, n {args.n})")
     return 1 if surprises else 0
 
 

@@ -164,8 +164,11 @@ def figure(record, lines):
     def strict(line, arm):
         return line["strict"][arm].count("1") / len(line["tokens"])
 
+    def vote(temperature):
+        return accuracy("SFT", lambda line: line["study"]["vote"][temperature])
+
     bars = [("SFT", accuracy("SFT", lambda line: strict(line, "off"))),
-            ("SFT, majority of 8", accuracy("SFT", lambda line: max(line["study"]["vote"].values()))),
+            ("SFT, majority of 8", max(vote(t) for t in ("0.7", "1.0"))),
             ("code chosen on val", accuracy("DLR", lambda line: strict(line, line["chosen"]))),
             ("SFT, told the way", accuracy("SFT, told the way", lambda line: strict(line, "off")))]
     out = []
