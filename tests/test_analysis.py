@@ -1,6 +1,5 @@
 """analysis/: causal tests on a model whose codes provably matter; the two baselines; the table."""
 
-import functools
 import json
 import math
 import random
@@ -19,9 +18,8 @@ from dlr import GPT, GPTConfig
 from eval import arm_codes
 
 # A language of seven tokens a row. "Question: " is padded so that the key digit starts chunk 1, in
-# which the answer digit lies, too. Blocks are silenced, so a state knows its own token and its
-# chunk's code, nothing else: after the last space the answer can only come from the code that the
-# router chose at the key.
+# which the answer digit lies, too. Blocks are silenced: after the last space the answer can only come
+# from the code that the router chose at the key.
 PIECES = {b"Question: ": 256, b"abcdefghi": 257, b"\nAnswer:": 258, b" ####": 259}
 ENC = tiktoken.Encoding("toy", pat_str=r"Question: | ####|\nAnswer:|[a-i]+|\d| ",
                         mergeable_ranks={bytes([i]): i for i in range(256)} | PIECES,
@@ -105,8 +103,8 @@ def test_replacing_a_code_hurts_exactly_its_problems(analyzed):
         assert costs[0] - 1e-3 < found["nats_minus_on"][0] * 48 / n < costs[1] + 1e-3
     filler, unused = result["codes"][FILL], result["codes"][UNUSED]
     assert filler["chunks"] == 12 and filler["ablation"]["changes_nothing"]  # steers nothing scored
-    assert unused["ablation"] is None and result["sham"]["code"] == UNUSED
-    assert result["sham"]["changes_nothing"]
+    assert unused["ablation"] is None and unused["chunks"] == 0
+    assert result["sham"]["code"] == UNUSED and result["sham"]["changes_nothing"]
     untouched = reader().state_dict()
     assert all(torch.equal(v, untouched[k]) for k, v in model.state_dict().items())
 
@@ -130,11 +128,8 @@ def test_what_changes_nothing_is_reported():
     with torch.autocast("cpu", torch.bfloat16):
         found = causal.analyze(model, ENC, problems([1, 2, 3]), generate=False)
     assert found["codes"][0]["ablation"] is None and found["sham"] is None
-    nothing = {name for name, arm in found["arms"].items() if arm.get("changes_nothing")}
-    assert nothing == {"mean", "random", "shuffled", "position"}
-    torch.nn.init.zeros_(model.codebook.weight)
-    with pytest.raises(ValueError, match="every code of this run is zero"):
-        causal.analyze(model, ENC, problems([1]))
+    assert found["arms"]["mean"]["changes_nothing"] and found["arms"]["random"]["changes_nothing"]
+    assert not found["arms"]["off"]["changes_nothing"] and "strict" not in found["arms"]["on"]
 
 
 def test_words_claim_no_more_than_the_numbers(analyzed):
@@ -167,7 +162,7 @@ def test_statistics_against_stored_numbers():
 
 
 def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
-    """Broken if the JSON were not what is said, an arm not that of eval.py, or if what is permuted in
+    """Broken if the JSON were not what is said, "on" not that of eval.py, or if what is permuted in
     generation were the codes of the gold text."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(768, 256, 2, 2, 1, 32, n_codes=5, chunk=3)).eval()
@@ -176,19 +171,22 @@ def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
     flags = {"method": "dlr", "data": "wordproblems", "dtype": "float32"}
     torch.save({"config": vars(model.config), "model": model.state_dict(),
                 "tokenizer": "wordproblems", "train": flags}, tmp_path / "ckpt.pt")
-    real, routed = causal.routes, []
+    routes, analyze, routed = causal.routes, causal.analyze, []
     monkeypatch.setattr(causal, "routes", lambda model, ids, *rest: (
-        routed.append(ids) or real(model, ids, *rest)))
-    monkeypatch.setattr(causal, "analyze", functools.partial(causal.analyze, max_new_tokens=8))
+        routed.append(ids) or routes(model, ids, *rest)))
+    monkeypatch.setattr(causal, "analyze", lambda *args, **more: analyze(
+        *args, max_new_tokens=8, **more))
     causal.main([str(tmp_path), "--rows", "5"])
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "analysis.json").read_text(encoding="utf-8"))
-    assert found["problems"] == 5 and all(line in said for line in found["findings"])
-    enc, rows = load_encoding("wordproblems"), load_rows("wordproblems", "test", 5)
+    assert found["problems"] == 5 and found["findings"]
+    assert all(line in said for line in found["findings"])
+    model, enc, _, _ = evaluation.load_run(tmp_path)
+    rows = load_rows("wordproblems", "test", 5)
     ids, n = encode_row(rows[0], enc)
     own = model.generate([ids[:n]], 8, stop=enc.encode_single_token(END))[0]
     assert [routed[0][0], routed[1][0]] == [ids[:-1], ids[:n] + own]
-    plain, _ = evaluation.evaluate(model, enc, rows, max_new_tokens=8)
+    plain, _ = evaluation.evaluate(model.eval(), enc, rows, max_new_tokens=8)
     for arm, s in plain["arms"].items():
         assert found["arms"][arm]["nats"] == pytest.approx(s["nats"], abs=1e-6)
         assert found["arms"][arm]["strict"] == s["strict"]
@@ -240,8 +238,9 @@ def test_a_baseline_leaves_a_run_like_train_does(tmp_path, monkeypatch, method):
     if method == "pause":
         assert suffix == [enc.n_vocab] * 8 and model.config.vocab_size == enc.n_vocab + 1
         items = [encode_row(row, enc) for row in load_rows("wordproblems", "train", 16)]
-        paused = [([*ids[:n], *suffix, *ids[n:]], n + 8) for ids, n in items]
-        assert sorted(seen) == sorted(paused * 2)
+        plain = {tuple(ids): n for ids, n in items}
+        for ids, n in seen:
+            assert ids[n - 8 : n] == suffix and plain[(*ids[: n - 8], *ids[n:])] == n - 8
     else:
         lengths = [sorted(len(ids) for ids, _ in epoch) for epoch in (seen[:16], seen[16:])]
         assert suffix == [] and lengths[0] != lengths[1]
@@ -257,7 +256,7 @@ def test_a_baseline_leaves_a_run_like_train_does(tmp_path, monkeypatch, method):
 
 def line(label, seed, nll, strict):
     return {"label": label, "seed": seed, "steps": 10 + seed, "seconds": 7.0, "tokens": [10, 30],
-            "nll": nll} | ({"strict": strict} if strict else {})
+            "nll": nll, "strict": strict}
 
 
 SFT = [line("sft", 0, {"off": [10, 60]}, {"off": "01"}),  # 1.75 and 1 nats a token
@@ -273,8 +272,9 @@ def cells(*args):
 
 def test_the_table_by_hand():
     """Broken if a mean were not over tokens and seeds, a difference not paired by problem and seed,
-    or an interval left out the spread over seeds or that over problems."""
+    an interval left out a spread, or the reference were not the first label or the one named."""
     ungraded = line("ungraded", 1, {"off": [0, 0]}, None)
+    del ungraded["strict"]
     head, _, sft, dlr, nats_only = cells([*SFT, *DLR, ungraded])
     assert head == ["run", "seeds", "accuracy %, on", "off", "minus sft, points [95 %]", "nats, on",
                     "off", "minus sft, nats [95 %]", "on - off, nats [95 %]", "steps"]
@@ -286,53 +286,39 @@ def test_the_table_by_hand():
     assert dlr == ["dlr", "2", "100.0 ± 0.0", "25.0 ± 35.4", "+25.0 [-293.6, +343.6]",
                    "0.6250 ± 0.5303", "1.1250 ± 0.1768", "-0.7500 [-1.0000, +0.0000]",
                    "-0.5000 [-3.6765, +2.6765]", "10, 11"]
-    [sft] = [row for row in cells(SFT + DLR, "dlr") if row[0] == "sft"]  # minus dlr, codes off
-    assert sft[4].startswith("+50.0 [") and sft[7].startswith("+0.2500 [")
-    with pytest.raises(ValueError, match="'none'; there are sft, dlr"):
-        runs.table([*SFT, *DLR], "none")
     # one seed, paired with the same seed of sft: problems -1 and -1
     assert nats_only == ["ungraded", "1", "", "", "", "", "0.0000",
                          "-1.0000 [-1.0000, -1.0000]", "", "11"]
+    for lines in ([*SFT, *DLR], [*DLR, *SFT]):
+        [sft] = [row for row in cells(lines, "dlr") if row[0] == "sft"]
+        assert sft[4].startswith("+50.0 [") and sft[7].startswith("+0.2500 [")
+    with pytest.raises(ValueError, match="'none'; there are sft, dlr"):
+        runs.table([*SFT, *DLR], "none")
 
 
 def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
     """Broken if runs that are there were measured again, one cut short not resumed, or a failure
     kept silent."""
+    settings, calls = {"sft": "--method sft", "dlr, x": "--lr 1"}, []
     monkeypatch.setattr(runs, "HERE", tmp_path / "analysis")
-    settings = {"sft": "--method sft", "dlr, x": "--lr 1"}
     monkeypatch.setattr(runs, "EXPERIMENTS", {"toy": ([0, 1], settings)})
-    log, cut = tmp_path / "analysis" / "results" / "toy.jsonl", tmp_path / "runs/toy/dlr--x-0"
+    monkeypatch.setattr(runs, "read_run", lambda out: line("dlr, x", 0, {"off": [1, 1]}, {"off": "11"}))
+    log, cut = tmp_path / "analysis/results/toy.jsonl", tmp_path / "runs/toy/dlr--x-0"
     log.parent.mkdir(parents=True)
     log.write_text(json.dumps(SFT[0]) + "\n")
     cut.mkdir(parents=True)
     (cut / "config.json").write_text("{}")
-    calls = []
 
-    def train(argv, **kwargs):
-        """What train.py leaves: two steps, two problems."""
-        calls.append(argv[1:])
-        out, arms = runs.Path(argv[argv.index("--out") + 1]), ["on", "off"]
+    def stub(argv, **kwargs):
+        out = runs.Path(argv[argv.index("--out") + 1])
+        calls.append(argv[2:6])
         out.mkdir(parents=True, exist_ok=True)
         (out / "ckpt.pt").touch()
-        (out / "metrics.jsonl").write_text("{}\n{}\n")
-        (out / "summary.json").write_text(json.dumps({"train_seconds": 5, "arms": arms}))
-        record = {"tokens": 4} | {arm: {"nll": 2.0, "strict": True, "way": "w"} for arm in arms}
-        (out / "answers.jsonl").write_text((json.dumps(record) + "\n") * 2)
-        return types.SimpleNamespace(returncode=0, stderr="")
+        return types.SimpleNamespace(returncode=int("1" in argv), stderr="out of luck")
 
-    monkeypatch.setattr(subprocess, "run", train)
-    runs.main(["toy"])
-    assert sorted(call[1:5] for call in calls) == [
-        ["--lr", "1", "--seed", "1"], ["--method", "sft", "--seed", "1"],
-        ["--resume", "--out", str(cut)]]
-    done = [json.loads(text) for text in log.read_text().splitlines()]
-    keys = [(d["label"], d["seed"]) for d in done]
-    assert keys == [("sft", 0), ("dlr, x", 0), ("sft", 1), ("dlr, x", 1)]
-    assert done[1]["nll"]["on"] == [2.0, 2.0] and done[1]["strict"]["on"] == "11"
-    failed = types.SimpleNamespace(returncode=1, stderr="out of luck")
-    monkeypatch.setattr(subprocess, "run", lambda *args, **more: failed)
-    runs.main(["toy", "--reference", "dlr, x"])  # all is there: nothing is run
-    assert "minus dlr, x, points" in capsys.readouterr().out
-    log.write_text("")
-    with pytest.raises(RuntimeError, match="out of luck"):
+    monkeypatch.setattr(subprocess, "run", stub)
+    with pytest.raises(RuntimeError, match="sft, seed 1: failed\nout of luck"):
         runs.main(["toy"])
+    assert calls[:2] == [["--resume", "--out", str(cut)], ["--method", "sft", "--seed", "1"]]
+    runs.main(["toy", "--table"])
+    assert "| dlr, x | 1 |" in capsys.readouterr().out

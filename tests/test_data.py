@@ -1,5 +1,6 @@
 """The data: true problems, splits that don't leak, exact supervised tokens, clear errors. No network."""
 
+import hashlib
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from data import arithmetic, gsm8k, smollm2, wordproblems
-from data.tokens import collate, encode, encode_row, load_encoding, load_rows
+from data.tokens import encode, encode_row, encode_rows, load_encoding, load_rows
 from data.wordproblems import HELD_OUT_FRAMES, HELD_OUT_TEMPLATES, SPLITS, generate
 
 ROOT = Path(__file__).parents[1]
@@ -30,8 +31,8 @@ def numbers_in(text):
 def problems():
     """Every split at its defaults, plus the harder 5-6 operations."""
     rows = {split: generate(600, 1, split) for split in SPLITS}
-    rows["few"] = generate(600, 2, "val", ops=(1, 1))
-    return rows | {"hard": generate(600, 1, "test", ops=(5, 6))}
+    hard, few = generate(600, 1, "test", ops=(5, 6)), generate(600, 2, "val", ops=(1, 1))
+    return rows | {"hard": hard, "few": few}
 
 
 # ---- the generator
@@ -49,7 +50,8 @@ def test_every_annotation_is_true(problems):
             [(a, sign, b, *again, result, shown)] = ANNOTATION.findall(line)
             assert [a, sign, b] == again and result == shown and sign == signs[op]
             a, b, result = int(a), int(b), int(result)
-            assert a == b * result if sign == "/" else result == {"+": a + b, "-": a - b, "*": a * b}[sign]
+            true = a == b * result if sign == "/" else result == {"+": a + b, "-": a - b, "*": a * b}[sign]
+            assert true, line
             assert 2 <= result <= wordproblems.MAX_VALUE
             assert a in known and b in known, row
             operands.append({a, b})
@@ -79,7 +81,6 @@ def test_splits_share_no_masked_question(problems):
     tests = [problems[split] for split in SPLITS if split.startswith("test")]
     test = masked(sum(tests, problems["hard"] + generate(500, 9, "test", ops=(1, 1))))
     assert not train & val and not train & test and not val & test
-    assert len({row["question"] for row in problems["train"]}) == len(problems["train"])
 
 
 def test_what_is_held_out_is_told_in_one_split_only(problems):
@@ -100,22 +101,20 @@ def test_what_is_held_out_is_told_in_one_split_only(problems):
 
 
 def test_the_benchmark_never_changes():
-    """Broken if the test rows of published numbers change, with a hash seed or without one."""
-    code = """if True:
-        import hashlib, json
-        from data.tokens import load_rows
-        rows = load_rows("wordproblems", "test", n=100)
-        for row in rows:
-            del row["spans"]  # they follow from the texts: tests/test_labels.py
-        print(hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16])"""
-    run, env = [sys.executable, "-c", code], os.environ | {"PYTHONHASHSEED": "123"}
-    out = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "716e4efbe4873ec5"
+    """Broken if the test rows of published numbers change, which must be a conscious change here, or
+    depend on the order of a set: strings are hashed otherwise in each process."""
+    rows = load_rows("wordproblems", "test", n=100)
+    some, others = (load_rows("wordproblems", "test", n=50, seed=seed) for seed in (0, 1))
+    assert some == rows[:50] != others
+    for row in rows:
+        del row["spans"]  # they follow from the texts: tests/test_labels.py
+    digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+    assert digest[:16] == "716e4efbe4873ec5"
 
 
 def test_generator_refuses():
     """Broken if an impossible wish ends in an endless loop, not in a clear error."""
-    with pytest.raises(ValueError, match=r"ops \(3, 7\) must be \(lo, hi\)"):
+    with pytest.raises(ValueError, match=r"ops \(3, 7\) must be \(lo, hi\) with 1 <= lo <= hi <= 6"):
         generate(3, 0, ops=(3, 7))
     with pytest.raises(ValueError, match="-operation problem fits numbers"):
         generate(3, 0, numbers=(2, 3), max_value=3)
@@ -141,39 +140,46 @@ def test_bpe_round_trip_and_size(enc, problems):
 
 
 def test_supervised_tokens_are_exactly_the_answer_and_the_end(enc):
-    """Broken if a prompt token is supervised, or the end token is not."""
+    """Broken if a prompt token is supervised, or the end token is not (what collate does with
+    n_prompt: tests/test_properties.py)."""
     row = {"question": "Tom had 12 eggs.", "answer": "Tom had 12+7 = <<12+7=19>>19 eggs.\n#### 19"}
     ids, n_prompt = encode_row(row, enc)
     prompt = "Question|:| Tom| had| |1|2| eggs|.\n|Answer|:"
     answer = " Tom| had| |1|2|+|7| = <<|1|2|+|7|=|1|9|>>|1|9| eggs|.\n####| |1|9|<|endoftext|>"
     tokens = [enc.decode([i]) for i in ids]
     assert "|".join(tokens) == prompt + "|" + answer and "|".join(tokens[:n_prompt]) == prompt
-    idx, targets = collate([(ids, n_prompt)])
-    assert targets[targets != -1].tolist() == ids[n_prompt:]
+
+
+def test_rows_too_long_are_counted_and_left_out(enc, problems):
+    """Broken if a row is truncated, which loses its answer, or is dropped unnoticed."""
+    rows = problems["hard"][:50]
+    lengths = [len(encode_row(row, enc)[0]) for row in rows]
+    block_size = sorted(lengths)[25] - 1  # the model sees all but the last token
+    items, left_out = encode_rows(rows, enc, block_size)
+    assert left_out == sum(n - 1 > block_size for n in lengths) > 0
+    assert [len(ids) for ids, _ in items] == [n for n in lengths if n - 1 <= block_size]
+    with pytest.raises(ValueError, match="none of the 50 rows fits block_size=20"):
+        encode_rows(rows, enc, 20)
 
 
 # ---- rows of every task
 
 
-def test_data_load_by_name(tmp_path, monkeypatch):
-    """Broken if defaults differ between scripts, a gold answer is not the data's string, or `--data
-    commonsenseqa` does not reach the files in data/commonsenseqa."""
-    for split, n in dict(train=2000, val=500).items():
-        rows = load_rows("wordproblems", split)
-        assert len(rows) == n
-        assert all(row["answer"].endswith("#### " + row["final"]) for row in rows)
+def test_tasks_load_by_name(tmp_path, monkeypatch):
+    """Broken if a default size or gold string changes, or a name does not reach its files."""
+    rows = load_rows("wordproblems", "train")
+    assert len(rows) == 2000 and len(load_rows("arithmetic", "val")) == 500
+    assert all(row["answer"].endswith("#### " + row["final"]) for row in rows)
+    assert load_rows("arithmetic", "val", 5, seed=3) == arithmetic.generate(5, 3, "val")
     with pytest.raises(ValueError, match="split 'exam'"):
         load_rows("wordproblems", "exam")
-    assert load_rows("arithmetic", "val", 5, seed=3) == arithmetic.generate(5, 3, "val")
-    assert len(load_rows("arithmetic", "val")) == 500
+    with pytest.raises(ValueError, match="split 'exam' of gsm8k"):
+        load_rows("gsm8k", "exam")
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
-    (tmp_path / "commonsenseqa").mkdir()
-    path = tmp_path / "commonsenseqa" / "dev_rand_split.jsonl"
-    choices = [{"label": "A", "text": "sky"}, {"label": "B", "text": "sea"}]
-    question = {"stem": "Where is a fish?", "choices": choices}
-    path.write_text(json.dumps({"answerKey": "B", "question": question}))
-    [row] = load_rows("commonsenseqa", "test")
-    assert row["final"] == "B" and row["where"] == f"{path}:1"
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path}/commonsenseqa/dev_rand_split.jsonl"):
+        load_rows("commonsenseqa", "test")
+    with pytest.raises(FileNotFoundError, match=r"run `python data/gsm8k\.py`"):
+        load_rows("gsm8k", "train")
 
 
 def write_rows(path, n):
@@ -191,8 +197,8 @@ def test_folder_of_rows(tmp_path):
     assert len(some) == 3 and some == load_rows(tmp_path, "test", n=3, seed=1, at_most=True)
     assert len(load_rows(tmp_path, "test", n=6, at_most=True)) == 5
     (tmp_path / "val.jsonl").write_text("\n")
-    for split, n, words in (("test", 6, "only 5"), ("test", 0, "n=0 rows"), ("val", 1, "no rows")):
-        with pytest.raises(ValueError, match=words):
+    for split, n, words in (("test", 6, "only 5"), ("val", 1, "no rows"), ("train", 1, "does not exist")):
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
             load_rows(tmp_path, split, n=n)
 
 
@@ -200,10 +206,8 @@ GOOD = '{"question": "Où?", "answer": "là\\n#### 1,000 "}'.encode()
 
 
 @pytest.mark.parametrize("before, between, after", [
-    (b"", b"\n", b""),  # no last newline
-    (b"", b"\r\n", b"\r\n"),
     (b"\n", b"\n \n\n", b"\n\n"),
-    (b"\xef\xbb\xbf", b"\r\n\r\n", b""),  # byte-order mark
+    (b"\xef\xbb\xbf", b"\r\n\r\n", b""),  # byte-order mark; no last newline
 ])
 def test_jsonl_of_the_world(tmp_path, before, between, after):
     """Broken if another program's line ends, blank lines or byte-order mark make a row fail."""
@@ -216,10 +220,9 @@ def test_jsonl_of_the_world(tmp_path, before, between, after):
 
 
 @pytest.mark.parametrize("line, reason", [
-    (b'{"question": "q"}', "'answer' is missing"),
     (b'{"question": 7, "answer": "#### 7"}', "'question' must be a string, got 7"),
     (b'{"question": " ", "answer": "#### 7"}', "'question' must not be empty"),
-    (b'{"question": "q", "answer": "7"}', "'answer' must end in one '####' and the final answer"),
+    (b'{"question": "q", "answer": "7 ####"}', "'answer' must end in one '####' and the final"),
     (b'{"question": "q", "answer": "#### 1 #### 2"}', "'answer' must end in one '####'"),
     (b'["q", "a"]', r"expected an object, got \['q', 'a'\]"),
     (b"{'question': 'q'}", "not JSON: Expecting property name .* at column 2"),
@@ -235,14 +238,13 @@ def test_bad_rows_are_named(tmp_path, line, reason):
 def test_utf8_whatever_the_locale(tmp_path):
     """Broken if a file is read or written in the locale's encoding: Windows has another."""
     (tmp_path / "train.jsonl").write_bytes(GOOD)
-    code = """if True:
-        import locale, sys
-        from data import gsm8k, wordproblems
-        from data.tokens import load_encoding, load_rows
-        [row] = load_rows(sys.argv[1], "train")
-        load_encoding("wordproblems")
-        wordproblems.train_bpe(sys.argv[1] + "/bpe", n=2, vocab=257)
-        print(locale.getpreferredencoding(), ascii(row["question"]))"""
+    code = (
+        "import locale, sys; from data import wordproblems\n"
+        "from data.tokens import load_encoding, load_rows\n"
+        "[row] = load_rows(sys.argv[1], 'train'); load_encoding('wordproblems')\n"
+        "wordproblems.train_bpe(sys.argv[1] + '/bpe', n=2, vocab=257)\n"
+        "print(locale.getpreferredencoding(), ascii(row['question']))"
+    )
     env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     run = [sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)]
     done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
@@ -250,7 +252,7 @@ def test_utf8_whatever_the_locale(tmp_path):
     assert str(ROOT / "data") not in done.stderr  # an EncodingWarning names the file
 
 
-# ---- GSM8K
+# ---- GSM8K and SmolLM2
 
 
 def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, capsys):
@@ -267,13 +269,10 @@ def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, caps
             gsm8k.main([*argv, "--out", str(tmp_path / "out")])
         assert stop.value.code == 2 and hint in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
-    monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"run `python data/gsm8k\.py`"):
-        load_rows("gsm8k", "train")
 
 
 @needs_gsm8k
-def test_real_gsm8k(tmp_path, monkeypatch, enc):
+def test_real_gsm8k(tmp_path, monkeypatch):
     """Broken if a row is lost or in two splits, or a final is no integer without its commas."""
     gsm8k.main(["--from", str(GSM8K_DIR), "--out", str(tmp_path / "gsm8k")])
     monkeypatch.setattr("data.tokens.DATA_DIR", str(tmp_path))
@@ -283,11 +282,8 @@ def test_real_gsm8k(tmp_path, monkeypatch, enc):
     assert len({row["where"] for row in rows["train"] + rows["val"]}) == 7473
     finals = [row["final"] for r in rows.values() for row in r]
     assert all(re.fullmatch(r"-?\d+", final.replace(",", "")) for final in finals)
-    ids, n_prompt = encode_row(rows["test"][0], enc)  # a small BPE reads any text
-    assert enc.decode(ids[n_prompt:-1]) == " " + rows["test"][0]["answer"]
-
-
-# ---- SmolLM2
+    assert sum("," in final for final in finals) == 79 + 14
+    assert sum(final.startswith("-") for final in finals) == 3 + 2
 
 
 def test_smollm2_undoes_the_permutation():

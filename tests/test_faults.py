@@ -48,7 +48,7 @@ def fails(argv, capsys):
     return error
 
 
-@pytest.mark.parametrize("moment", [(1, WHOLE), (2, PLACED), (4, HALF), (5, PLACED), (8, HALF)],
+@pytest.mark.parametrize("moment", [(1, WHOLE), (4, HALF), (5, PLACED), (8, HALF)],
                          ids=lambda moment: f"{FILES[moment[0] - 1]} {moment[1]}")
 def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, moment):
     """Broken if a kill around a file lost anything (all moments: python tests/faults.py)."""
@@ -60,7 +60,8 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, moment):
 
 @pytest.mark.parametrize("how", ["crash", "Ctrl-C"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatch, capsys, how):
-    """Broken if a crash cost more than the steps since the last checkpoint, or Ctrl-C any."""
+    """Broken if a crash cost more than the steps since the last checkpoint, or Ctrl-C any, or if a
+    bug were reported as a lack of memory."""
     out, kept = tmp_path / "run", 3 if how == "crash" else 5
     interrupt = bug if how == "crash" else lambda: os.kill(os.getpid(), signal.SIGINT)
     with monkeypatch.context() as patch:
@@ -91,7 +92,8 @@ def test_not_finite_stops_and_keeps_the_last_checkpoint(tmp_path, whole, monkeyp
     monkeypatch.setattr(GPT, "dlr_loss", loss)
     assert "step 4: loss or gradient is not finite" in fails(
         [*whole[0], "--out", str(tmp_path / "run")], capsys)
-    assert load_checkpoint(tmp_path / "run" / "ckpt.pt")["step"] == 3
+    saved = load_checkpoint(tmp_path / "run" / "ckpt.pt")
+    assert saved["step"] == 3 and all(v.isfinite().all() for v in saved["model"].values())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
@@ -114,15 +116,12 @@ def gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-@pytest.mark.parametrize("how", [lambda: torch.empty(10**13), lambda: bytearray(10**15), gpu])
+@pytest.mark.parametrize("how", [lambda: torch.empty(10**13), gpu])
 def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, whole, how, monkeypatch, capsys):
-    """Broken if running out of memory were a traceback, or another bug were taken for it."""
+    """Broken if running out of memory were a traceback, or cost the last checkpoint."""
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         at_step(patch, 5, how)
         error = fails([*whole[0], "--out", str(out)], capsys)
     assert "out of memory" in error and "--grad_accum" in error and "--batch_size" in error
     assert load_checkpoint(out / "ckpt.pt")["step"] == 3
-    at_step(monkeypatch, 2, bug)
-    with pytest.raises(RuntimeError, match="illegal"):
-        train.main([*whole[0], "--out", str(tmp_path / "bug")])

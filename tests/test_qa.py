@@ -165,6 +165,16 @@ def test_carving(folder, name, shares):
     assert {split: questions[::-1] for split, questions in again.items()} == splits
 
 
+def test_the_same_question_is_on_one_side(folder):
+    """Broken if twins with other choices are told apart: the stem would be in train and in val."""
+    twins = [copy.deepcopy(COMMONSENSEQA[0]) for _ in range(50)]
+    for i, twin in enumerate(twins):
+        twin["question"]["choices"][4]["text"] = "far " * i + "away"
+    write(folder / "train_rand_split.jsonl", twins)
+    sizes = sorted(len(rows_of("commonsenseqa", folder, [split])) for split in ("train", "val"))
+    assert sizes == [0, 50]
+
+
 # ---- errors
 
 READ_BY = {

@@ -25,8 +25,7 @@ ONE = [{"question": "What is 3 + 4?", "answer": "3 + 4 = 7\n#### 7", "final": "7
 
 def make(n_codes=C):
     torch.manual_seed(0)
-    config = GPTConfig(ENC.n_vocab, BLOCK, 3, 2, 1, 32, n_codes=n_codes, chunk=K, steer_layer=1)
-    model = GPT(config).eval()
+    model = GPT(GPTConfig(ENC.n_vocab, BLOCK, 3, 2, 1, 32, n_codes=n_codes, chunk=K, steer_layer=1)).eval()
     torch.nn.init.normal_(model.codebook.weight, std=1.0)
     torch.nn.init.normal_(model.router.weight, std=0.3)
     return model
@@ -43,24 +42,22 @@ def run_folder(folder, model, analysis=True, graded=True):
     C = model.config.n_codes
     (folder / "config.json").write_text(json.dumps(
         {"method": HOSTILE, "data": "wordproblems", "lr": 1e-3, "code_lr": 1e-2, "seed": 0}))
-    steps = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": -0.1, "perplexity": C - 1 / i,
-              "usage": [2 / 3] + [1 / 3 / (C - 1)] * (C - 1), "seconds": 0.1} for i in range(1, 451)]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(step) + "\n" for step in steps))
+    lines = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": 0.01 * math.sin(i), "perplexity": C - 1 / i,
+              "usage": [(1 + k) / sum(range(C + 1)) for k in range(C)], "seconds": 0.1 * i} for i in range(1, 451)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not analysis:
         return folder
-    arms = {name: {"nats_minus_on": [i / 100, i / 100 - 0.02, i / 100 + 0.02]}
-            for i, name in enumerate(ARMS, 1)}
+    arms = {name: {"nats_minus_on": [0.01 * i, 0.01 * i - 0.02, 0.01 * i + 0.02]} for i, name in enumerate(ARMS, 1)}
     arms["on"] = {"nats": 0.5}
     for arm in arms.values() if graded else ():
         arm |= {"strict": 0.5, "strict_minus_on": [-0.1, -0.2, 0.0]}
-    codes = [{"code": k, "share": (C - k) / 20, "ablation": arms["off"] if k else None}
-             for k in range(C)]
+    codes = [{"code": k, "share": (C - k) / 20, "ablation": arms["off"] if k else None} for k in range(C)]
     grams = [{"n": n, "paired": 0.4 + n / 10, "null_mean": 0.3 + n / 10} for n in (1, 2, 3)]
-    kind = {"bits_beyond_position": {"excess": 0.13}, "untrained": [0.08, 0.06, 0.1],
-            "random": [0.0, -0.01, 0.01], "ngrams": grams}
+    routing = {kind: {"bits_beyond_position": {"excess": 0.13}, "untrained": [0.08, 0.06, 0.1],
+                      "random": [0.0, -0.01, 0.01], "ngrams": grams} for kind in (HOSTILE, "operation")}
     (folder / "analysis.json").write_text(json.dumps({
-        "data": "wordproblems", "split": "test", "problems": 300, "arms": arms, "codes": codes,
-        "config": dataclasses.asdict(model.config), "routing": {HOSTILE: kind, "operation": kind},
+        "data": "wordproblems", "split": "test", "problems": 300, "config": dataclasses.asdict(model.config),
+        "arms": arms, "codes": codes, "routing": routing,
         "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
@@ -90,10 +87,9 @@ class Elements(HTMLParser):
         return [text for t, a, text in self.found if t == tag and attrs.items() <= a.items()]
 
 
-def write_page(folder, shown=ONE, model=None, **kwargs):
-    model = model or make()
-    run = run_folder(folder / "run", model, **kwargs)
-    report(run, model, ENC, shown)
+def write_page(folder, shown=ONE, **kwargs):
+    run = run_folder(folder / "run", make(), **kwargs)
+    report(run, make(), ENC, shown)
     return (run / "report.html").read_text(encoding="utf-8")
 
 
@@ -110,16 +106,15 @@ def elements(page):
 
 
 def test_counterfactuals_are_those_of_whole_forward_passes():
-    """Broken if a chunk's numbers under a code were not those of the model run with these codes."""
+    """Broken if a chunk's numbers under some code were not those of the model run with exactly these codes."""
     model = make()
     ids, _ = encode_row(rows()[0], ENC)
     idx, after = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
     assert idx.size(1) % K, "the last chunk should be a partial one"
     routed = model.route(idx).argmax(-1)
-    wider = make(C + 1)  # one more code, all zeros: what an unsteered chunk has
-    wider.load_state_dict({
-        **model.state_dict(), "bigram": wider.bigram, "router.weight": wider.router.weight,
-        "codebook.weight": torch.cat([model.codebook.weight, torch.zeros(1, 32)])})
+    wider = make(C + 1)  # the same model with one more code, all zeros: what an unsteered chunk has
+    wider.load_state_dict({**model.state_dict(), "bigram": wider.bigram, "router.weight": wider.router.weight,
+                           "codebook.weight": torch.cat([model.codebook.weight, torch.zeros(1, 32)])})
     chunks = counterfactuals(model, ids)
     assert [c["code"] for c in chunks] == routed[0].tolist() and len(set(routed[0].tolist())) > 2
     for m, chunk in enumerate(chunks):
@@ -134,14 +129,13 @@ def test_counterfactuals_are_those_of_whole_forward_passes():
         assert [*chunk["nats"], chunk["off"]] == pytest.approx(expected, abs=2e-4)
         assert chunk["routed"] == pytest.approx(expected[chunk["code"]], abs=2e-4)
         assert max(expected) - min(expected) > 0.01, "codes must matter, or nothing is tested"
-        assert sum(chunk["probs"]) == pytest.approx(1)
-    chunk = counterfactuals(make(n_codes=40), ids)[0]  # of many codes the most probable ones
-    assert chunk["others"] == sorted(sorted(range(40), key=lambda k: -chunk["probs"][k])[:32])
+        assert sum(chunk["probs"]) == pytest.approx(1) and max(chunk["probs"]) == chunk["probs"][chunk["code"]]
 
 
 def test_chunks_join_to_the_text(elements):
-    """Broken if a character cut by a chunk's border, or any text, were lost or doubled on the page."""
+    """Broken if a character cut by a chunk's border, or any text of a problem, were lost or doubled on the page."""
     ids = ENC.encode_ordinary(HOSTILE * 2)
+    assert any("\ufffd" in ENC.decode(ids[i : i + K]) for i in range(0, len(ids), K)), "no character is cut"
     for start in (0, 1, 2):
         texts = chunk_texts(ENC, ids, K, start)
         assert "".join(texts) == HOSTILE * 2 and len(texts) == math.ceil((len(ids) + start) / K)
@@ -150,65 +144,63 @@ def test_chunks_join_to_the_text(elements):
 
 
 def test_own_answer_is_the_models_with_its_codes(elements):
-    """Broken if the answer shown as the model's were another than with its codes."""
-    model = make()
-    prompts = [ids[:n] for ids, n in (encode_row(row, ENC) for row in rows())]
-    own = [model.generate([ids], 320, stop=end_token(ENC))[0] for ids in prompts]
-    assert elements.texts("div", **{"class": "text"})[1::2] == [ENC.decode(ids) for ids in own]
+    """Broken if the answer shown as the model's were another, or its chunks were coloured off the grid."""
+    model, boxes = make(), []
+    for _, attrs, text in elements.found:
+        if attrs.get("class") == "text":
+            boxes.append([])
+        elif "data-c" in attrs:
+            boxes[-1].append((int(attrs["data-c"]), text))
+    for row, box in zip(rows(), boxes[1::2], strict=True):
+        ids, n = encode_row(row, ENC)
+        new = model.generate([ids[:n]], 320, stop=end_token(ENC))[0]
+        route = model.route(torch.tensor([(ids[:n] + new)[:BLOCK]]))[0].argmax(-1).tolist()
+        chunks = range(n // K, math.ceil((n + len(new)) / K))
+        assert [code for code, _ in box] == [route[min(m, len(route) - 1)] for m in chunks]
+        assert "".join(text for _, text in box) == ENC.decode(new)
 
 
 def test_page_is_inert_and_alone(page, elements):
-    """Broken if text of the data became markup, or the page could load or run what is not in it."""
+    """Broken if text of the data became markup, or the page could load or run anything that is not in it."""
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?:|@import|url\(|//\w", text), "a resource from elsewhere"
     tags = [tag for tag, _, _ in elements.found]
-    assert tags.count("script") == 2
-    assert not {"img", "link", "iframe", "object", "base", "form"} & set(tags)
+    assert tags.count("script") == 2 and not {"img", "link", "iframe", "object", "base", "form"} & set(tags)
     for tag, attrs, _ in elements.found:
-        wrong = [a for a in attrs if a.startswith("on") or a in ("src", "style", "srcdoc", "href")]
-        assert not wrong, (tag, attrs)
-    [policy] = [attrs["content"] for _, attrs, _ in elements.found
-                if attrs.get("http-equiv") == "Content-Security-Policy"]
+        assert not [a for a in attrs if a.startswith("on") or a in ("src", "style", "srcdoc", "href")], (tag, attrs)
+    [policy] = [a["content"] for _, a, _ in elements.found if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "*" not in policy
     data = json.loads(elements.texts("script", id="data")[0])
     assert "".join(chunk["t"] for chunk in data[2]).count(HOSTILE) == 2
 
 
-def test_charts_show_the_numbers(elements):
-    """Broken if a value were drawn in another's place (by hand), or said otherwise than it is."""
+def test_charts_put_values_where_they_belong():
+    """Broken if a line, a share or an interval were not drawn where its value is (by hand)."""
     line = page_module.svg_lines("t", "step", "nats", [0, 5, 10], {"a": [1.0, 3.0, 2.0]})
-    assert 'points="62.0,206.0 254.0,14.0 446.0,110.0"' in line  # x 62 to 446, y 206 up to 14
+    assert 'points="62.0,206.0 254.0,14.0 446.0,110.0"' in line  # x from 62 to 446, y from 206 up to 14
     areas = page_module.svg_areas("t", "step", [0, 1], [[0.25, 0.75], [0.5, 0.5]])
     assert 'd="M62 158.0L446 110.0L446 206.0L62 206.0z"' in areas  # code 0, up to 25 and 50 %
     bars = page_module.svg_intervals("t", "x", [("a", (1.0, 0.0, 2.0)), ("b", (-1.0, -2.0, 1.0))])
-    assert 'd="M316.0 26H446.0"' in bars and 'cx="251.0" cy="50"' in bars  # -2 to 2: 186 to 446
-    assert page_module.thin([1.0, 3.0, 2.0, 6.0, 7.0], 3) == [2, 4, 7], "means; the end stays"
-    likelihood, accuracy, bits, *_ = elements.texts("desc")
-    assert "no codes: +0.0100 [\u22120.0100, +0.0300]" in likelihood
-    assert "no codes: \u221210.0000" in accuracy and f"{HOSTILE}: +0.1300" in bits
+    assert 'd="M316.0 26H446.0"' in bars and 'cx="251.0" cy="50"' in bars  # from -2 to 2: 186 to 446
 
 
 def test_what_is_missing_is_said(tmp_path):
-    """Broken if a page without causal tests, graded answers or short problems failed or was silent."""
+    """Broken if a page without causal tests, without answers or with long problems failed or kept silent."""
     text = write_page(tmp_path, analysis=False)
     assert f"python analysis/causal.py {tmp_path / 'run'}</code> makes them" in text
-    assert text.count("<svg") == 4 and write_page(tmp_path, graded=False).count("<svg") == 8
+    assert write_page(tmp_path, graded=False).count("<svg") == 8  # of 9
     long = {"question": "many words " * 200, "answer": "#### 1", "final": "1"}
     text = write_page(tmp_path, [long, *ONE, long])
     assert "2 problems are too long" in text and text.count("<article") == 1
-    plain = make()
-    torch.nn.init.zeros_(plain.codebook.weight)
-    with pytest.raises(ValueError, match="every code of this run is zero"):
-        write_page(tmp_path, model=plain)
 
 
-@pytest.mark.parametrize("name, text, words", [
-    ("metrics.jsonl", "[]", "metrics.jsonl"), ("analysis.json", '{"config": {}}', "another model")])
-def test_foreign_files_are_named(tmp_path, name, text, words):
+def test_foreign_files_are_named(tmp_path):
     """Broken if a damaged file, or another model's analysis, gave a traceback or half a page."""
     run = run_folder(tmp_path / "run", make())
-    (run / name).write_text(text)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match="another model"):
+        report(run, make(n_codes=7), ENC, ONE)
+    (run / "metrics.jsonl").write_text('{"step": 1}\n[]')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl"):
         report(run, make(), ENC, ONE)
     assert not (run / "report.html").exists()
 
@@ -229,56 +221,42 @@ def test_the_command_writes_the_page(tmp_path, capsys):
 
 # ---- in a real browser
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-
-
-@pytest.fixture(scope="module")
-def browser():
-    """Chromium through Playwright. CI installs it if it is missing; on a user's machine: skipped."""
-    find = lambda: next(filter(None, map(shutil.which, NAMES)), None)  # noqa: E731
-    if not find() and os.environ.get("CI"):
+@pytest.fixture
+def tab(page):
+    """The page in Chromium; at the end nothing may have been reported, asked or requested."""
+    if not shutil.which("chromium") and os.environ.get("CI"):  # on a user's machine: skipped
         sudo = ["sudo"] if os.geteuid() and shutil.which("sudo") else []
         subprocess.run([*sudo, "apt-get", "update", "-q"], check=True)
         subprocess.run([*sudo, "apt-get", "install", "-q", "-y", "chromium"], check=True)
-    if not find():
+    found = shutil.which("chromium") or shutil.which("google-chrome")
+    if not found:
         assert not os.environ.get("CI"), "CI must have a browser"
-        pytest.skip(f"none of {', '.join(NAMES)} is installed")
+        pytest.skip("no Chromium is installed")
     from playwright.sync_api import sync_playwright
 
+    wrong = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find())
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser, page):
-    """The open page; at the end nothing may have been reported, asked or requested."""
-    context, wrong = browser.new_context(viewport={"width": 1200, "height": 800}), []
-    tab = context.new_page()
-    tab.on("console", lambda message: wrong.append(message.text))
-    tab.on("pageerror", lambda error: wrong.append(str(error)))
-    tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
-    tab.on("request", lambda ask: ask.url != page.as_uri() and wrong.append(ask.url))
-    tab.goto(page.as_uri())
-    yield tab
-    context.close()
+        tab = playwright.chromium.launch(executable_path=found).new_page()
+        tab.on("console", lambda message: wrong.append(message.text))
+        tab.on("pageerror", lambda error: wrong.append(str(error)))
+        tab.on("dialog", lambda dialog: (wrong.append(dialog.message), dialog.dismiss()))
+        tab.on("request", lambda ask: ask.url != page.as_uri() and wrong.append(ask.url))
+        tab.goto(page.as_uri())
+        yield tab
     assert wrong == []
 
 
 def check_panel(tab, number, i):
-    """The panel must hold the model's numbers of chunk i of a problem, the best code first."""
+    """The panel must hold the numbers of chunk i of a problem as the model gives them, the best code first."""
     chunk = counterfactuals(make(), encode_row(rows()[number], ENC)[0])[i]
-    panel = tab.locator(".panel").nth(number)
-    assert panel.text_content().startswith(f"Chunk {i}: code {chunk['code']}, router probability ")
-    shown = panel.locator("li").evaluate_all(
-        "all => all.map(li => [...li.children].map(e => e.textContent))")
+    panel, own = tab.locator(".panel").nth(number), chunk["code"]
+    text = f"Chunk {i}: code {own}, router probability {100 * chunk['probs'][own]:.1f} %"
+    assert panel.text_content().startswith(text)
+    shown = panel.locator("li").evaluate_all("all => all.map(li => [...li.children].map(e => e.textContent))")
     gains = {k: float(text.replace("\u2212", "-").replace("routed", "0")) for k, text in shown}
-    true = {str(k): n - chunk["routed"] for k, n in enumerate(chunk["nats"])}
-    true["off"] = chunk["off"] - chunk["routed"]
-    assert gains == pytest.approx(true, abs=2e-4)
-    assert list(gains.values()) == sorted(gains.values(), reverse=True)
-    assert [k for k, text in shown if "routed" in text] == [str(chunk["code"])]
+    true = {str(k): n - chunk["routed"] for k, n in enumerate(chunk["nats"])} | {"off": chunk["off"] - chunk["routed"]}
+    assert gains == pytest.approx(true, abs=2e-4) and list(gains.values()) == sorted(gains.values(), reverse=True)
+    assert [k for k, text in shown if "routed" in text] == [str(own)]
 
 
 def test_keys_and_pointer_show_the_right_chunk(tab):
@@ -286,18 +264,12 @@ def test_keys_and_pointer_show_the_right_chunk(tab):
     focused = "document.activeElement.dataset.c + '|' + document.activeElement.textContent"
     last = math.ceil((len(encode_row(rows()[0], ENC)[0]) - 1) / K) - 1
     for key, i in (("Tab", 0), ("ArrowRight", 1), ("ArrowDown", 2), ("ArrowLeft", 1), ("End", last),
-                   ("ArrowRight", last), ("ArrowUp", last - 1), ("Home", 0), ("ArrowLeft", 0)):
+                   ("ArrowRight", last), ("Home", 0)):
         tab.keyboard.press(key)
         chunk = tab.locator("[role=listbox]").nth(0).locator("[role=option]").nth(i)
-        code = chunk.get_attribute("data-c")
-        assert tab.evaluate(focused) == f"{code}|{chunk.text_content()}"
-        assert chunk.get_attribute("aria-selected") == "true"
+        assert tab.evaluate(focused) == f"{chunk.get_attribute('data-c')}|{chunk.text_content()}"
         check_panel(tab, 0, i)
     tab.keyboard.press("Tab")  # to the next problem, not through a hundred chunks
-    heading = "document.activeElement.closest('article').querySelector('h3').textContent"
-    assert tab.evaluate(heading) == "Problem 2"
+    assert tab.evaluate("document.activeElement.closest('article').querySelector('h3').textContent") == "Problem 2"
     tab.locator("[role=listbox]").nth(2).locator("[role=option]").nth(4).hover()
     check_panel(tab, 2, 4)
-    colours = tab.locator("[data-c]").evaluate_all(
-        "all => new Set(all.map(e => getComputedStyle(e).background)).size")
-    assert colours == C, "every code has a colour of its own"

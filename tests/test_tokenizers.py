@@ -22,10 +22,14 @@ CORPUS = [
     "Natalia sold 48/2 = <<48/2=24>>24 clips.\n#### 1,234.50",
     "def f(x):\n    return {'a': x**2}  # it's we'll they've I'd\n\n\n\tx",
     "IT'S WE'LL THEY'VE I'D Don'T 'S 'll ''re 'ſ it'ſ a'sb",
-    "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301 A\u030a \u212b \u1100\u1161\u11a8 \u0958",
-    "שלום مرحبا ١٢٣ हिन्दी ไทย \u202eabc\u202c \u200f 👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃\ufe0f 𝒳𝟙𝟚 \U00020000",
+    "naïve café — “quotes” 東京 🙂 ½ ² ٣ Ⅷ e\u0301",
+    "cafe\u0301 A\u030a \u212b o\u0323\u0302 o\u0302\u0323 \u1100\u1161\u11a8 \u0958 \u2126",
+    "שלום עולם مرحبا ١٢٣ हिन्दी ไทย \u202eabc\u202c \u200f",
+    "👩‍👩‍👧‍👦 👍🏽 🇩🇪 ☃\ufe0f 𝒳𝟙𝟚 \U00020000",
+    "a\u0301\u0302\u0303 \u0301 \u0308x ゙か゚ カ゛",
     "x\u00a0y\u2003z\u3000w\u200bv\u2028u\u2029t\x85s\x0br\x0cq\x1cp\ufeff",
-    "  two   spaces 12 3  4   \n \r\n\r\n 5  7 77 777 7777 77777a7b 1234567890 3.14159 ١٢٣٤٥",
+    "  two   spaces 12 3  4   \n \r\n\r\n 5  ",
+    " 7 77 777 7777 77777a7b 1234567890 3.14159 ١٢٣٤٥",
     "!!! ...\n\n ?!\r\n {};\n\n--->\n <<48/2=24>>  //\n",
     "a\x04b !\x04! \x00\x06\x13\x14\x16\x1d  \x04x",
     "zqxjk zqxjk zqxjkl",  # the small Llama-3 has it as a token that no merge makes
@@ -34,41 +38,32 @@ CORPUS = [
 ]
 
 
-def layout(family):
-    """What the real tokenizer.json says besides vocabulary and merges."""
+def tiny_spec(family):
+    """A tokenizer.json laid out as the family's real one, with 400 tokens learnt from this file."""
     contractions, letters = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)", r"|[^\r\n\p{L}\p{N}]?\p{L}+"
     rest = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
     numbers = r"|\p{N}{1,3}" if family == "llama3" else r"|\p{N}"
-    regex = {"Regex": contractions + letters + numbers + rest}
-    cut = {"type": "Split", "pattern": regex, "behavior": "Isolated", "invert": False}
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": family != "qwen3"}
+    cut = {"type": "Split", "pattern": {"Regex": contractions + letters + numbers + rest},
+           "behavior": "Isolated", "invert": False}
     if family == "smollm2":
         cut = {"type": "Digits", "individual_digits": True}
-    cuts = [cut, byte_level | {"use_regex": family == "smollm2"}]
-    return {
-        "added_tokens": [],
-        "normalizer": {"type": "NFC"} if family == "qwen3" else None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cuts},
-        "model": {"type": "BPE", "vocab": {}, "merges": []},
-    }
-
-
-def tiny_spec(family):
-    """A tokenizer.json as the family's, with 400 tokens learnt from this file."""
-    reference = tokenizers.Tokenizer.from_str(json.dumps(layout(family)))
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": family != "qwen3",
+                  "use_regex": family == "smollm2"}
+    start = {"added_tokens": [], "normalizer": {"type": "NFC"} if family == "qwen3" else None,
+             "pre_tokenizer": {"type": "Sequence", "pretokenizers": [cut, byte_level]},
+             "model": {"type": "BPE", "vocab": {}, "merges": []}}
+    reference = tokenizers.Tokenizer.from_str(json.dumps(start))
     missing = {byte_alphabet()[b] for b in MISSING} if family == "smollm2" else set()
+    first, last = [], ["<|endoftext|>", "<|im_end|>"]
+    if family == "smollm2":
+        first, last = ["<|endoftext|>", "<|im_start|>"], []
     trainer = tokenizers.trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<|endoftext|>", "<|im_start|>"] if family == "smollm2" else [],
-        initial_alphabet=sorted(set(byte_alphabet()) - missing),
-        show_progress=False,
-    )
+        vocab_size=400, special_tokens=first, show_progress=False,
+        initial_alphabet=sorted(set(byte_alphabet()) - missing))
     reference.train_from_iterator([Path(__file__).read_text(encoding="utf-8")] * 2, trainer)
     spec = json.loads(reference.to_str())
-    vocab, model, last = spec["model"]["vocab"], spec["model"], []
-    if family == "qwen3":
-        last = ["<|endoftext|>", "<|im_end|>"]
-    if family == "llama3":
+    vocab, model = spec["model"]["vocab"], spec["model"]
+    if family == "llama3":  # all ways to make a token are merges; a begin token before every text
         last = ["<|begin_of_text|>", "<|end_of_text|>"]
         model["ignore_merges"] = True
         vocab["zqxjk"] = len(vocab)
@@ -80,8 +75,8 @@ def tiny_spec(family):
         spec["post_processor"] = {"type": "TemplateProcessing", "single": one, "pair": one * 2,
                                   "special_tokens": {last[0]: begin}}
     flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    added = [{"id": len(vocab) + i, "content": token, **flags} for i, token in enumerate(last)]
-    spec["added_tokens"] += added
+    spec["added_tokens"] += [{"id": len(vocab) + i, "content": token, **flags}
+                             for i, token in enumerate(last)]
     return spec
 
 
@@ -111,7 +106,7 @@ def assert_same(both, texts):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_same_tokens_as_hugging_face(tiny, family):
     """Broken if pattern, NFC, whole tokens or missing bytes differ: the model never saw such tokens."""
-    texts = [*CORPUS, Path(__file__).read_text(encoding="utf-8")]
+    texts = CORPUS + [Path(__file__).read_text(encoding="utf-8")]
     codes = [*range(0x600), *range(0x1E00, 0x2100), *range(0x3000, 0x3100)]
     texts += [f"{c} a{c}{c}'{c} 1{c}" for c in map(chr, codes)]
     assert_same(tiny[family], texts)
@@ -163,11 +158,9 @@ def swap_merges(spec):
     merges[3], merges[-1] = merges[-1], merges[3]
 
 
-REGEX = ("pre_tokenizer", "pretokenizers", 0, "pattern", "Regex")
-OTHERS = "its normalizer and pre_tokenizer are others"
 MERGES = "its merges are not those of its tokens in the order of their ids"
 REFUSED = {  # case: (family, change, words)
-    "regex": ("qwen3", at(*REGEX, value=r"\s+|\S+"), OTHERS + r".*s\+"),
+    "normalizer": ("qwen3", at("normalizer", value=None), "its normalizer and pre_tokenizer are others"),
     "no end": ("qwen3", at("added_tokens", value=[]), "added_tokens has no <.endoftext.>"),
     "an id twice": ("qwen3", at("model", "vocab", "a", value=7), "are not 0 to 401, each once"),
     "merge order": ("qwen3", swap_merges, MERGES),
@@ -186,6 +179,7 @@ def test_what_is_not_known_exactly_is_refused(tmp_path, case):
     with pytest.raises(ValueError, match=words) as error:
         load_encoding(tmp_path)
     assert str(error.value).startswith(f"{tmp_path}/tokenizer.json: not a tokenizer of SmolLM2, ")
+    assert len(str(error.value)) < 1000
 
 
 def test_files_that_are_no_tokenizer(tmp_path):
@@ -215,7 +209,7 @@ def test_real_tokenizers(family):
         pytest.skip(f"no {path}: set DLR_TOKENIZERS, or run python data/smollm2.py")
     enc, reference = load_both(path)
     assert (enc.n_vocab, begin_token(enc), end_token(enc)) == KNOWN[family]
-    texts = [*CORPUS, Path(__file__).read_text(encoding="utf-8")]
+    texts = CORPUS + [Path(__file__).read_text(encoding="utf-8")]
     if (GSM8K_DIR / "train.jsonl").is_file():
         texts += (GSM8K_DIR / "train.jsonl").read_text(encoding="utf-8").splitlines()
     assert_same((enc, reference), texts)
