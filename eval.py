@@ -45,6 +45,11 @@ def each_code(model):
     return [f"code {code}" for code in range(model.config.n_codes)]
 
 
+def choosing_rows(data, n):
+    """Rows of val on which a code is chosen: as many as are evaluated, at most CHOOSE_ON."""
+    return load_rows(data, "val", min(CHOOSE_ON, n), at_most=True)
+
+
 def arm_codes(arm, problems, own, n_chunks, model, seed):
     """
     What model(codes=...) takes for an arm: None, "off", or codes (len(problems), n_chunks).
@@ -249,13 +254,10 @@ def ask(model, enc, question, max_new_tokens=320, suffix=()):
     if model.config.n_codes > MAX_EACH:
         return out
     said = {}  # text: the codes that, forced everywhere, say it
-    n_chunks = math.ceil(model.config.block_size / K)
-    for code in range(model.config.n_codes):
-        forced = torch.full((1, n_chunks), code, device=model.cos.device)
-        new = model.generate([prompt], max_new_tokens, forced, end)[0]
-        said.setdefault(decode(enc, new).strip(), []).append(code)
+    for arm, (text,) in answer(model, enc, [prompt], each_code(model), max_new_tokens).items():
+        said.setdefault(text.strip(), []).append(arm.removeprefix("code "))
     for text, same in said.items():
-        out += f"\n\nanswer with code {', '.join(map(str, same))} everywhere:\n{text}"
+        out += f"\n\nanswer with code {', '.join(same)} everywhere:\n{text}"
     return out
 
 
@@ -297,8 +299,7 @@ def main(argv=None):
                 print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
                 return
             rows = load_rows(data, args.split, args.rows or None)
-            n_val = min(CHOOSE_ON, len(rows))
-            val = load_rows(data, "val", n_val, at_most=True) if "each" in args.arms else ()
+            val = choosing_rows(data, len(rows)) if "each" in args.arms else ()
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
                                         args.batch_size, args.seed, suffix, val)
         run = Path(args.run)

@@ -29,7 +29,7 @@ from tqdm import tqdm
 from data import plumbing
 from data.files import read_json, read_jsonl
 from data.tokens import DATASETS, collate, encode_rows, load_rows
-from eval import ARMS, CHOOSE_ON, MAX_EACH, bootstrap, check_golds, evaluate, table
+from eval import ARMS, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate, table
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
@@ -294,8 +294,7 @@ def run(args):
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
         if one_code and args.n_codes <= MAX_EACH:
-            arms, n_val = ("on", "off", "each"), min(CHOOSE_ON, len(held_out))
-            val = load_rows(args.data, "val", n_val, at_most=True)
+            arms, val = ("on", "off", "each"), choosing_rows(args.data, len(held_out))
         if args.generate:
             check_golds(held_out + val)
     model, enc, seconds = train(args)  # the optimizer's memory is free again after it
@@ -325,8 +324,8 @@ def main(argv=None):
     if runs:
         print(table({name: summary for name, (summary, _) in runs.items()}))
     if len(runs) == 2:
-        (_, dlr), (_, sft) = runs.values()  # records, problem by problem the same
-        arm = runs["dlr"][0].get("chosen", "on")
+        (summary, dlr), (_, sft) = runs.values()  # records, problem by problem the same
+        arm = summary.get("chosen", "on")
         a, b = [r[arm] for r in dlr], [r["off"] for r in sft]
         tokens = [r["tokens"] for r in dlr]
         nats = bootstrap([x["nll"] / n for x, n in zip(a, tokens)], [x["nll"] / n for x, n in zip(b, tokens)], tokens)

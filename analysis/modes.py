@@ -23,8 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
 from data.modes import way_of
-from data.tokens import collate, encode_row, encode_rows, end_token, load_rows
-from eval import arm_codes, decode, each_code, grade, load_run
+from data.tokens import encode_row, end_token, load_rows
+from eval import decode, each_code, grade, likelihood, load_run
 
 
 def information(table):
@@ -50,10 +50,10 @@ def prompts_of(rows, enc):
 def vote(model, enc, rows, temperature, n=8):
     """Of the first 150 rows, the fraction that the most frequent final answer of n samples gets right."""
     rows = rows[:150]
-    samples = [[] for _ in rows]
+    prompts, samples = prompts_of(rows, enc), [[] for _ in rows]
     torch.manual_seed(0)
     for _ in range(n):
-        answers = model.generate(prompts_of(rows, enc), 320, "off", end_token(enc), temperature)
+        answers = model.generate(prompts, 320, "off", end_token(enc), temperature)
         for mine, new in zip(samples, answers):
             mine.append(decode(enc, new).partition("####")[2].strip())
     winners = [Counter(mine).most_common(1)[0][0] for mine in samples]
@@ -71,25 +71,19 @@ def first_chunk(model, enc, rows, code):
     return Counter(way_of(decode(enc, new)) for new in model.generate(prompts, 320, choose, end_token(enc)))
 
 
-@torch.no_grad()
 def hindsight(model, enc, rows):
     """
     Which code makes each training row likeliest, the answer being known, and what it gains over no
-    code. Returns ({way: [rows for each code]}, bits a row).
+    code. Returns ({way: [rows for each code]}, bits a row). Rows too long for the context are left out.
     """
-    items, _ = encode_rows(rows, enc, model.config.block_size)
-    n_codes, counts, bits = model.config.n_codes, {}, []
-    for start in range(0, len(items), 50):
-        idx, targets = collate(items[start : start + 50])
-        n_chunks = math.ceil(idx.size(1) / model.config.chunk)
-        h = model.lower(idx)
-        forced = [arm_codes(arm, idx, None, n_chunks, model, 0) for arm in each_code(model)]
-        score = torch.stack([model.token_logp(model.steer(h, codes), targets).sum(-1) for codes in forced])
-        gain, best = (score - model.token_logp(h, targets).sum(-1)).max(0)  # (B,) each
-        bits += (gain / math.log(2)).tolist()
-        for row, code in zip(rows[start:], best.tolist()):
-            counts.setdefault(row.get("way", "all"), [0] * n_codes)[code] += 1
-    return counts, float(np.mean(bits))
+    pairs = [(row, encode_row(row, enc)) for row in rows]
+    pairs = [(row, item) for row, item in pairs if len(item[0]) - 1 <= model.config.block_size]
+    arms, counts = each_code(model), {}
+    nll, _ = likelihood(model, [item for _, item in pairs], ["off", *arms])
+    forced = np.stack([nll[arm] for arm in arms])  # (C, rows)
+    for (row, _), code in zip(pairs, forced.argmin(0)):
+        counts.setdefault(row.get("way", "all"), [0] * len(arms))[code] += 1
+    return counts, float(np.mean(nll["off"] - forced.min(0)) / math.log(2))
 
 
 def study(run, n_rows=300, votes=True):
@@ -119,14 +113,16 @@ def control(line):
     return dict(zip(ways, counts.max(0) / len(line["tokens"]))), information(counts)
 
 
+def accuracy(line, arm):
+    """In percent, strict."""
+    return 100 * line["strict"][arm].count("1") / len(line["tokens"])
+
+
 def table(lines):
     """Markdown: accuracy and control, mean ± sd over seeds, a row for each label."""
     groups = {}
     for line in lines:
         groups.setdefault(line["label"], []).append(line)
-
-    def accuracy(line, arm):
-        return 100 * line["strict"][arm].count("1") / len(line["tokens"])
 
     def mean(values, form=".1f"):
         spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
@@ -158,19 +154,13 @@ def table(lines):
 
 def figure(record, lines):
     """README's picture: a question and its answers under two codes (a line of answers.jsonl), and bars over seeds."""
-    def accuracy(label, read):
-        return 100 * float(np.mean([read(line) for line in lines if line["label"] == label]))
-
-    def strict(line, arm):
-        return line["strict"][arm].count("1") / len(line["tokens"])
-
-    def vote(temperature):
-        return accuracy("SFT", lambda line: line["study"]["vote"][temperature])
-
-    bars = [("SFT", accuracy("SFT", lambda line: strict(line, "off"))),
-            ("SFT, majority of 8", max(vote(t) for t in ("0.7", "1.0"))),
-            ("code chosen on val", accuracy("DLR", lambda line: strict(line, line["chosen"]))),
-            ("SFT, told the way", accuracy("SFT, told the way", lambda line: strict(line, "off")))]
+    sft, told, dlr = ([line for line in lines if line["label"] == label]
+                      for label in ("SFT", "SFT, told the way", "DLR"))
+    votes = [[100 * line["study"]["vote"][t] for line in sft] for t in ("0.7", "1.0")]
+    bars = [("SFT", np.mean([accuracy(line, "off") for line in sft])),
+            ("SFT, majority of 8", np.max(np.mean(votes, axis=1))),  # at the better temperature
+            ("code chosen on val", np.mean([accuracy(line, line["chosen"]) for line in dlr])),
+            ("SFT, told the way", np.mean([accuracy(line, "off") for line in told]))]
     out = []
 
     def text(x, y, words, more=""):

@@ -48,7 +48,7 @@ REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollou
         "--eval_rows 32 --no-generate")
 PATH = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
 
-# Data answered in several ways: one code for a whole row. Settings were chosen on val with seed 100.
+# Data answered in several ways: one code for a whole row. Settings: chosen on val, seed 100 (first probes: 0).
 CODES = "--centre_codes --persistence 1 --code_lr 1e-1 --alpha_reg 0"
 MODES = "--eval_split test --eval_rows 300"
 HALF = "--data data/gsm8k-modes --init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 4 --eval_rows 40"
