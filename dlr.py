@@ -1,7 +1,6 @@
 """
-Dynamic Latent Routing (DLR) in one file: a minimal modern GPT with a codebook and a router inside,
-and the search-select-update training step.
-After Yu, Su, Abdullah, "Dynamic Latent Routing", arXiv 2605.14323 (2026).
+Dynamic Latent Routing (DLR), after Yu, Su, Abdullah, arXiv 2605.14323 (2026), in one file: a minimal
+modern GPT with a codebook and a router inside, and the search-select-update training step.
 
 The idea. Cut the sequence x_1..x_T into chunks of K tokens. At a middle layer l* a router reads the
 state of each chunk's FIRST token (the rest does not exist yet when we generate) and picks one of C
@@ -17,7 +16,7 @@ codes. The code's learned vector is added to the state of every token of the chu
 Training. Rows are prompt + answer, only the answer's tokens are labels. Each step tries N code
 sequences (search), keeps the one that makes the answer most likely (select), and trains language
 model, codebook and router (update). The search sees the answer, inference does not: so the router
-learns to predict the winner from the prefix. One winner of N tells at most log2 N bits a row.
+learns to predict the winner from the prefix. Picking 1 of N leaks at most log2 N bits of an answer.
 
 The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
 the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves.
@@ -47,11 +46,11 @@ class GPTConfig:
     chunk: int = 4  # K
     steer_layer: int | None = None  # l*: how many blocks run before the steering; default half
     steer_scale: float = 0.5  # alpha
-    centre_codes: bool = False  # steer with e_a minus the codebook's mean; the paper: with e_a itself
+    centre_codes: bool = False  # steer with e_a - mean(e), so with nothing that all codes share (C > 1)
     route_norm: bool = True  # the router reads h / rms(h); False, as in the paper: h itself
     router_std: float = 0.1  # std of the router's initial weights; the paper: 0.01
     # the transformer's variants: Llama, Llama 3.2, SmolLM2, Qwen3
-    ffn_dim: int | None = None  # width of the MLP; default 8/3 n_embd, up to a multiple of 32
+    ffn_dim: int | None = None  # width of the MLP; default 8/3 n_embd, rounded up to a multiple of 32
     head_dim: int | None = None  # width of one head; default n_embd / n_head
     rope_theta: float = 10000.0
     rope_scaling: dict | None = None  # Llama 3's stretched RoPE, see rope_frequencies
@@ -75,8 +74,7 @@ class GPTConfig:
         if self.steer_layer is None:
             self.steer_layer = self.n_layer // 2
         if type(self.steer_layer) is not int or not 0 <= self.steer_layer < self.n_layer:
-            raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (of n_layer blocks at "
-                             f"least one follows the steering), got {self.steer_layer}")
+            raise ValueError(f"steer_layer must lie in 0..{self.n_layer - 1} (below n_layer), got {self.steer_layer}")
         if not (0 <= self.steer_scale < math.inf and 0 <= self.router_std < math.inf):
             raise ValueError(f"steer_scale, router_std: finite and >= 0, got {self.steer_scale}, {self.router_std}")
 
@@ -234,8 +232,7 @@ class GPT(nn.Module):
 
     def upper(self, h, cache=None):
         """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""
-        blocks = range(self.config.steer_layer, self.config.n_layer)
-        return self.norm(self._run(h, blocks, cache))
+        return self.norm(self._run(h, range(self.config.steer_layer, self.config.n_layer), cache))
 
     def forward(self, idx, targets=None, codes=None):
         """
@@ -282,11 +279,14 @@ class GPT(nn.Module):
         # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
         gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
         codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
-        if persistence > 0:  # a chunk may keep the code before it; in the first, every code has its turn
-            codes[:, :, 0] = torch.arange(n_rollouts, device=z.device)[:, None] % self.config.n_codes
+        if persistence > 0:  # a chunk may copy its predecessor; the first takes the codes in turn
+            C, turn = z.size(-1), torch.arange(n_rollouts, device=z.device)[:, None]
+            if n_rollouts < C:  # start anywhere, or the last codes would never be tried
+                turn = turn + torch.randint(C, (z.size(0),), device=z.device)
+            codes[:, :, 0] = turn % C  # (N, B)
             chunk = torch.arange(z.size(1), device=z.device)
             fresh = torch.rand(codes.shape, device=z.device) >= persistence
-            codes = codes.gather(-1, torch.where(fresh, chunk, 0).cummax(-1).values)
+            codes = codes.gather(-1, torch.where(fresh, chunk, 0).cummax(-1).values)  # from the last fresh
         if select == "joint":
             codes[0] = z.argmax(-1)  # so the winner's joint score is never below the router's own
         # How likely does each candidate make the row's answer? One upper half each: (N, B).
@@ -309,24 +309,24 @@ class GPT(nn.Module):
         """
         The loss of one training step, and what each of its terms trains:
 
-            loss = - log p(x)                       generalist   LM: it must work without codes
-                   - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: and with a*
+            loss = - log p(x)                       generalist   LM: works without codes
+                   - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: works with a*
                    - alpha_policy * log p(a* | x)   policy       router: predict a* from the prefix
                    + alpha_reg * KL(P || target)    regularizer  router: a prior, see prior_kl
 
         Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
-        log p(x): of the labels, given the prompt, a mean per label; log p(a* | x): per real chunk.
-        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature); with persistence
-        p > 0 (ours) a chunk keeps the last one's code with probability p, 1 = one code a row. a* is for
+        log p(x): mean over the batch's labels; log p(a* | x): mean over its real chunks.
+        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature). With persistence
+        p > 0 (ours) the first chunk takes the codes in turn instead, and each later one copies the chunk
+        before it with probability p (1: one code a row). Which of them is a*:
 
-            select "likelihood" (the paper): the one with the greatest log p(x | a);
+            select "likelihood" (the paper): the one with the greatest log p(x | a), summed over the row;
             select "joint": with the greatest log p(x | a) + log p(a | x), the router's argmax among them;
             select "greedy": the router's argmax, nothing is drawn and policy is 0, so that the prior
                 alone trains the router: the control that shows what searching adds.
 
-        Returns (loss, terms): the four as detached scalars, info_gain as a gain and the others as losses,
-        and "usage" (C,), how many real chunks the router's argmax gave each code. In train() mode the
-        prior's running average moves on.
+        Returns (loss, terms): the four, detached, info_gain as a gain, and "usage" (C,), how many real
+        chunks the router's argmax gave each code. In train() mode the prior's running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select, persistence)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
@@ -387,7 +387,7 @@ class GPT(nn.Module):
             return [[] for _ in prompts]
         B, lens = len(prompts), [len(p) for p in prompts]
         prompt_len = torch.tensor(lens, device=device)  # (B,)
-        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: a last token may be written, never read
+        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: the last new token is never read
         n_chunks = math.ceil(min(end, block_size) / K)
         if torch.is_tensor(codes) and codes.dim() == 2:
             codes = codes[:, :n_chunks]  # more than needed is fine
@@ -487,7 +487,7 @@ def bizipf_target(P):
     """
     The prior's target for the bigram P (C, C): its diagonal damped by 1e-5 (a code should not follow
     itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
-    proportion to 1 / (i + 1), the last fifth of the codes never. Few codes (C < 5) must repeat.
+    proportion to 1 / (i + 1), about the last fifth of them never. With C < 5 code 0 must repeat.
     """
     zipf = 1.0 / torch.arange(1, len(P) + 1, device=P.device)
     zipf[max(1, int(0.8 * len(P))) :] = 0.0

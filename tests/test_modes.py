@@ -92,6 +92,13 @@ def test_persistence_1_searches_all_codes_of_a_row(select):
         assert all(len(set(row.tolist())) == 1 or torch.equal(row, mine) for row, mine in zip(found, own))
 
 
+def test_fewer_candidates_than_codes_still_try_every_code():
+    """Broken if with N < C the last codes of the codebook were never tried."""
+    model, (idx, targets) = make(), data(B=100)
+    found = model.search(idx, targets, 2, persistence=1.0)
+    assert all(len(set(row.tolist())) == 1 for row in found) and set(found[:, 0].tolist()) == set(range(6))
+
+
 def test_persistence_between_is_the_probability_of_keeping_a_code():
     """Broken if a code lasted longer or shorter than its probability says, or 0 were not the paper's."""
     model, (idx, targets) = make(), data(B=400, T=60)
