@@ -206,8 +206,9 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
 
 
 def table(summaries):
-    """{name of a run: summary} as text, one line for each arm; how answers are told, if it differs."""
+    """{name of a run: summary} as text, one line for each arm; how answers are told, if in several ways."""
     told = {way for summary in summaries.values() for s in summary["arms"].values() for way in s.get("ways", ())}
+    told.discard("none")  # cut short, which "parsed" says
     lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}"
              f"{'  minus off [95 %]':22}{'flexible':>9}{'parsed':>8}"]
     for name, summary in summaries.items():

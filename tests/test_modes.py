@@ -163,6 +163,8 @@ def test_the_table_says_in_which_way_answers_are_told():
     lines = evaluation.table({"x": {"arms": {"off": {**arm, "ways": {"short": 0.75, "worked": 0.25}}}}})
     assert lines.endswith("75% short, 25% worked")
     assert "worked" not in evaluation.table({"x": {"arms": {"off": {**arm, "ways": {"worked": 1.0}}}}})
+    cut = {**arm, "ways": {"worked": 0.9, "none": 0.1}}  # the README's first table
+    assert "worked" not in evaluation.table({"x": {"arms": {"off": cut}}})
 
 
 def test_ask_shows_the_answer_under_every_code():
