@@ -24,7 +24,7 @@ from data import plumbing
 from data.files import read_jsonl
 from data.modes import way_of
 from data.tokens import encode_row, end_token, load_rows
-from eval import decode, each_code, grade, likelihood, load_run
+from eval import bootstrap, decode, each_code, grade, likelihood, load_run
 
 
 def information(table):
@@ -63,7 +63,7 @@ def vote(model, enc, rows, temperature, n=8):
 def first_chunk(model, enc, rows, code):
     """The ways of the answers if `code` is forced only on the chunk that writes an answer's first token."""
     prompts = prompts_of(rows, enc)
-    begins = torch.tensor([(len(prompt) - 1) // model.config.chunk for prompt in prompts])
+    begins = torch.tensor([(len(prompt) - 1) // model.config.chunk for prompt in prompts], device=model.cos.device)
 
     def choose(z, row, chunk):
         return torch.where(chunk == begins[row], code, z.argmax(-1))
@@ -86,17 +86,37 @@ def hindsight(model, enc, rows):
     return counts, float(np.mean(nll["off"] - forced.min(0)) / math.log(2))
 
 
+def halves(model, enc, rows, seed=0):
+    """
+    Does a code that fits the first half of an answer fit its second half? The code under which the
+    first half of a row's answer is likeliest, against another row's: (the difference in nats per
+    token of the second half, its 95 % interval, each code's share).
+    """
+    items = [encode_row(row, enc) for row in rows]
+    items = [(ids, n) for ids, n in items if len(ids) - 1 <= model.config.block_size and len(ids) - n > 3]
+    middle = [(n + len(ids)) // 2 for ids, n in items]
+    arms = each_code(model)
+    first, _ = likelihood(model, [(ids[:m], n) for (ids, n), m in zip(items, middle)], arms)
+    second, tokens = likelihood(model, [(ids, m) for (ids, n), m in zip(items, middle)], arms)
+    fits = np.stack([first[arm] for arm in arms]).argmin(0)  # (rows,)
+    nll = np.stack([second[arm] for arm in arms]) / tokens  # (C, rows)
+    others = np.random.default_rng(seed).permutation(fits)
+    row = np.arange(len(fits))
+    share = np.bincount(fits, minlength=len(arms)) / len(fits)
+    return [*bootstrap(nll[fits, row], nll[others, row], tokens)], share.tolist()
+
+
 def study(run, n_rows=300, votes=True):
     """What one run's folder adds to its evaluation, see the functions above; n_rows of test and of train."""
     model, enc, _, flags = load_run(run)
-    model.eval()
+    model.to(plumbing.find_device("auto")[0]).eval()
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
     counts, bits = hindsight(model, enc, load_rows(flags["data"], "train", n_rows, at_most=True))
     found = {"hindsight": counts, "hindsight_information": information(np.transpose(list(counts.values()))),
-             "bits": bits}
-    if model.config.chunk < model.config.block_size:
+             "bits": bits, "halves": halves(model, enc, load_rows(flags["data"], "test", 600, at_most=True))}
+    if model.config.chunk < model.config.block_size and model.config.n_codes <= 4:
         found["first_chunk"] = [first_chunk(model, enc, rows[:100], c) for c in range(model.config.n_codes)]
     return found
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from threading import Lock
 
 import numpy as np
+import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -51,7 +52,32 @@ PATH = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dl
 # Data answered in several ways: one code for a whole row. Settings: chosen on val, seed 100 (first probes: 0).
 CODES = "--centre_codes --persistence 1 --code_lr 1e-1 --alpha_reg 0"
 MODES = "--eval_split test --eval_rows 300"
-HALF = "--data data/gsm8k-modes --init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 4 --eval_rows 40"
+
+# What decides whether codes find the ways: the experiment "modes" with one thing changed.
+WHY = "--data modes --eval_rows 8 --no-generate --dtype float32 --code_lr 1e-1 --alpha_reg 0"
+TWO = "--n_codes 2 --n_rollouts 2"
+LAST = "--centre_codes --persistence 1"
+CHANGED = {
+    "K = 16": f"{TWO} {LAST} --chunk 16",
+    "K = 64": f"{TWO} {LAST} --chunk 64",
+    "K = the row": f"{TWO} {LAST} --chunk 0",
+    "C = 1": "--n_codes 1 --n_rollouts 1 --select greedy --persistence 1",
+    **{f"C = N = {C}": f"--n_codes {C} --n_rollouts {C} {LAST}" for C in (4, 8, 16)},
+    "C = 2, N = 1": f"--n_codes 2 --n_rollouts 1 {LAST}",
+    **{f"C = 8, N = {N}": f"--n_codes 8 --n_rollouts {N} {LAST}" for N in (1, 2, 4)},
+    "alpha_policy = 0": f"{TWO} {LAST} --alpha_policy 0",
+    "joint": f"{TWO} {LAST} --select joint",
+    "greedy": f"{TWO} {LAST} --select greedy",
+    "plain codes": f"{TWO} --persistence 1",
+    **{f"persistence {p}": f"{TWO} --centre_codes --persistence {p}" for p in (0, 0.5, 0.9)},
+    **{f"persistence {p}, N = 16": f"--n_codes 2 --n_rollouts 16 --centre_codes --persistence {p}" for p in (0, 0.9)},
+    "plain codes, persistence 0, C = N = 16": "--n_codes 16 --n_rollouts 16",
+}
+
+# SmolLM2-135M, an epoch of GSM8K, on a GPU; half of the answers cut to their last line by
+# python data/modes.py gsm8k worked short --out data/gsm8k-modes
+SMOL = "--init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 16 --eval_rows 200 --max_new_tokens 256"
+HALF = f"--data data/gsm8k-modes {SMOL}"
 
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
@@ -62,17 +88,25 @@ EXPERIMENTS = {
     "modes": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes --method sft",
         "SFT, told the way": f"{MODES} --data modes_told --method sft",
-        "DLR": f"{MODES} --data modes {CODES} --n_codes 2 --n_rollouts 2",
+        "DLR": f"{MODES} --data modes {CODES} {TWO}",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
         "DLR": f"{MODES} --data modes3 {CODES} --n_codes 4 --n_rollouts 4",
     }),
-    # python data/modes.py gsm8k worked short --rows 240 --out data/gsm8k-modes
-    "gsm8k_modes": ([0], {
-        "SFT": f"{HALF} --method sft",
-        "DLR": f"{HALF} {CODES} --n_codes 2 --n_rollouts 2",
+    "modes_why": ([0, 1, 2], {label: f"{WHY} {flags}" for label, flags in CHANGED.items()}),
+    "modes_wrong": ([0, 1, 2], {
+        "SFT": f"{MODES} --data modes_wrong --method sft",
+        "DLR": f"{MODES} --data modes_wrong {CODES} {TWO}",
     }),
+    "modes_gsm8k": ([0], {
+        "SFT": f"{HALF} --method sft",
+        "DLR": f"{HALF} {CODES} {TWO}",
+        "DLR, code rate 1e-2": f"{HALF} {CODES} {TWO} --code_lr 1e-2",
+        "manners: DLR on GSM8K as it is": f"--data gsm8k {SMOL} {CODES} --n_codes 4 --n_rollouts 4",
+    }),
+    "gsm8k_gpu": ([0], {f"{name}, {rate}": f"--data gsm8k {SMOL} {METHODS[name]} --lr {rate}"
+                        for rate in ("1e-4", "3e-4") for name in ("sft", "likelihood")}),
 } | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in PATH.items()})
      for data in ("commonsenseqa", "strategyqa", "scienceqa", "gsm8k")}
 
@@ -87,11 +121,16 @@ def measure(name, label, flags, seed):
     if (out / "config.json").exists():
         argv = [sys.executable, "train.py", "--resume", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
+    commands = [argv]
+    if name == "modes_why":  # train.py forces each code only where codes last
+        commands.append([sys.executable, "eval.py", str(out), "--arms", "on", "off", "each", "--rows", "100"])
+    for argv in commands:
+        done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
-    if "modes" in name:
+    line["device"], line["torch"] = plumbing.find_device("auto")[0], torch.__version__
+    if name.startswith("modes"):
         line["study"] = modes.study(out, len(line["tokens"]), votes=name == "modes")
     (HERE / "results").mkdir(exist_ok=True)
     with LOCK, open(HERE / "results" / f"{name}.jsonl", "a", encoding="utf-8") as f:
@@ -101,11 +140,13 @@ def measure(name, label, flags, seed):
 
 
 def read_run(out):
-    """What a finished run's folder says, as the rest of a line."""
+    """What a finished run's folder says, as the rest of a line; of its evaluations under each code, if there is one."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    steps = len((out / "metrics.jsonl").read_text(encoding="utf-8").splitlines())
-    records = [json.loads(line) for line in (out / "answers.jsonl").read_text(encoding="utf-8").splitlines()]
-    line = {"steps": steps, "seconds": summary["train_seconds"], "tokens": [r["tokens"] for r in records], "nll": {}}
+    steps, seconds = len(read_lines(out / "metrics.jsonl")), summary["train_seconds"]
+    records = read_lines(out / "answers.jsonl")
+    for each in out.glob("eval-*-test.json"):
+        summary, records = json.loads(each.read_text(encoding="utf-8")), read_lines(each.with_suffix(".jsonl"))
+    line = {"steps": steps, "seconds": seconds, "tokens": [r["tokens"] for r in records], "nll": {}}
     for arm in summary["arms"]:
         line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
         if "strict" in records[0][arm]:
@@ -118,9 +159,13 @@ def read_run(out):
     return line
 
 
+def read_lines(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def load(name):
     path = HERE / "results" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    return read_lines(path) if path.exists() else []
 
 
 # --------------------------------------------------------------------------------------------------
@@ -199,6 +244,8 @@ def table(lines, reference=None):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=[*EXPERIMENTS], help="the experiment")
+    parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all of the experiment)")
+    parser.add_argument("--labels", nargs="+", help="only these settings (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
     parser.add_argument("--reference", help="label of the runs that the others are compared with (default: the first)")
@@ -216,7 +263,8 @@ def main(argv=None):
     seeds, settings = EXPERIMENTS[args.name]
     if not args.table:
         finished = {(line["label"], line["seed"]) for line in load(args.name)}
-        todo = [(label, seed) for seed in seeds for label in settings if (label, seed) not in finished]
+        todo = [(label, seed) for seed in args.seeds or seeds for label in args.labels or settings
+                if (label, seed) not in finished]
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [pool.submit(measure, args.name, label, settings[label], seed) for label, seed in todo]
             for job in jobs:
@@ -224,7 +272,7 @@ def main(argv=None):
     lines = load(args.name)
     order = list(settings)
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
-    print(modes.table(lines) if "modes" in args.name else table(lines, args.reference))
+    print(modes.table(lines) if args.name.startswith("modes") else table(lines, args.reference))
 
 
 if __name__ == "__main__":
