@@ -24,11 +24,11 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis.causal import ARMS
+from analysis.causal import ARMS, fold_centre
 from data.plumbing import find_device, one_line_errors, write_text
 from data.tokens import encode_row, end_token, load_rows
 from dlr import KVCache
-from eval import check_golds, grade, load_run
+from eval import MAX_EACH, answer, check_golds, each_code, grade, load_run
 
 SHOWN = 32  # codes compared in a chunk: the most probable ones
 
@@ -254,13 +254,25 @@ def spans(texts, codes, answer=None, options=""):
     return out
 
 
+def under_each(forced, i):
+    """HTML: what problem i is answered with each code forced everywhere; forced: {"code 0": texts, ...}."""
+    said = {}  # text: the codes that say it
+    for code, texts in enumerate(forced.values()):
+        said.setdefault(texts[i].strip(), []).append(code)
+    return "".join(f"<h4>Answer with code {', '.join(map(str, codes))} everywhere</h4>"
+                   f'<div class="text forced">{spans([text], codes)}</div>' for text, codes in said.items())
+
+
 @torch.no_grad()
 def problems(model, enc, rows, max_new_tokens):
-    """(HTML, the panels' data): problems with every chunk's alternatives, and the model's own answers."""
+    """(HTML, the panels' data): problems with every chunk's alternatives, the model's answers, those under each code."""
     K, S = model.config.chunk, model.config.block_size
     encoded = [(row, *encode_row(row, enc)) for row in rows]
     shown = [(row, ids, n) for row, ids, n in encoded if len(ids) - 1 <= S]
-    own = model.generate([ids[:n] for _, ids, n in shown], max_new_tokens, stop=end_token(enc))
+    prompts = [ids[:n] for _, ids, n in shown]
+    own = model.generate(prompts, max_new_tokens, stop=end_token(enc))
+    arms = each_code(model) if model.config.n_codes <= MAX_EACH else []
+    forced = answer(model, enc, prompts, arms, max_new_tokens)
     page, data = "", []
     for number, ((row, ids, n), new) in enumerate(zip(shown, own), 1):
         chunks = counterfactuals(model, ids)
@@ -278,7 +290,8 @@ def problems(model, enc, rows, max_new_tokens):
                  f'<div class="text" role="listbox" aria-orientation="horizontal" '
                  f'aria-label="Chunks of problem {number}; arrow keys move">{text}</div>'
                  f"<h4>The model\u2019s own answer with its codes: {verdict} (gold: {esc(row['final'])})</h4>"
-                 f'<div class="text">{spans(texts, codes[n // K :] + codes[-1:])}</div></div>'
+                 f'<div class="text">{spans(texts, codes[n // K :] + codes[-1:])}</div>'
+                 f"{under_each(forced, number - 1)}</div>"
                  f'<aside class="panel" aria-label="Details of problem {number}"></aside></div></article>')
     if len(shown) < len(rows):
         page += f"<p class=note>{len(rows) - len(shown)} problems are too long for the model and left out.</p>"
@@ -304,6 +317,7 @@ def report(run, model, enc, rows, max_new_tokens=320):
     if not model.codebook.weight.any():
         raise ValueError("every code of this run is zero: there is nothing to show")
     check_golds(rows)
+    fold_centre(model.eval())
     try:
         path, analysis = run / "config.json", None
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -318,7 +332,7 @@ def report(run, model, enc, rows, max_new_tokens=320):
         head, findings = header(run, model, config, analysis, steps), tests(run, analysis)
     except (ValueError, KeyError, TypeError, IndexError) as e:
         raise ValueError(f"{path}: not as train.py and causal.py write it: {e!r}") from e
-    shown, data = problems(model.eval(), enc, rows, max_new_tokens)
+    shown, data = problems(model, enc, rows, max_new_tokens)
     style = STYLE + "".join(f".k{k}{{--h:{k * 137.508 % 360:.0f}}}" for k in range(model.config.n_codes))
     data = json.dumps(data, separators=(",", ":"))
     for c in "<>&":  # so that no text closes the script element

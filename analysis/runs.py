@@ -148,7 +148,8 @@ def read_run(out):
         summary, records = json.loads(each.read_text(encoding="utf-8")), read_lines(each.with_suffix(".jsonl"))
     line = {"steps": steps, "seconds": seconds, "tokens": [r["tokens"] for r in records], "nll": {}}
     for arm in summary["arms"]:
-        line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
+        if not arm.startswith("code "):
+            line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
         if "strict" in records[0][arm]:
             verdicts = "".join(str(int(r[arm]["strict"])) for r in records)
             line.setdefault("strict", {})[arm] = verdicts  # "0110...", a digit for each problem

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from analysis.causal import fold_centre
 from analysis.modes import control, information
 from data.modes import main as make_folder
 from data.modes import make_wrong, tell, way_of
@@ -71,6 +72,9 @@ def test_centred_codes_steer_by_what_sets_them_apart():
     with torch.no_grad():
         e += torch.randn(32)
     torch.testing.assert_close(model.steer(h, codes), before, atol=1e-5, rtol=1e-5)
+    fold_centre(model)  # what the causal tests exchange codes in
+    torch.testing.assert_close(model.steer(h, codes), before, atol=1e-5, rtol=1e-5)
+    assert not model.config.centre_codes
     alone = make(centre_codes=True, n_codes=1)
     assert not torch.equal(alone.steer(h, codes * 0), h)
 

@@ -146,11 +146,13 @@ def test_chunks_join_to_the_text(elements):
 def test_own_answer_is_the_models_with_its_codes(elements):
     """Broken if the answer shown as the model's were another, or its chunks were coloured off the grid."""
     model, boxes = make(), []
-    for _, attrs, text in elements.found:
+    for tag, attrs, text in elements.found:
+        if tag == "div":
+            box = []
         if attrs.get("class") == "text":
-            boxes.append([])
+            boxes.append(box)
         elif "data-c" in attrs:
-            boxes[-1].append((int(attrs["data-c"]), text))
+            box.append((int(attrs["data-c"]), text))
     for row, box in zip(rows(), boxes[1::2], strict=True):
         ids, n = encode_row(row, ENC)
         new = model.generate([ids[:n]], 320, stop=end_token(ENC))[0]
@@ -158,6 +160,20 @@ def test_own_answer_is_the_models_with_its_codes(elements):
         chunks = range(n // K, math.ceil((n + len(new)) / K))
         assert [code for code, _ in box] == [route[min(m, len(route) - 1)] for m in chunks]
         assert "".join(text for _, text in box) == ENC.decode(new)
+
+
+def test_answers_under_each_code_are_shown(elements):
+    """Broken if a forced answer were missing, or stood under another code."""
+    model, shown = make(), {}
+    headings = [text for tag, _, text in elements.found if tag == "h4" and "everywhere" in text]
+    for heading, text in zip(headings, elements.texts("div", **{"class": "text forced"}), strict=True):
+        for code in heading.removeprefix("Answer with code ").removesuffix(" everywhere").split(", "):
+            shown.setdefault(int(code), []).append(text)
+    for code in range(C):
+        for row, text in zip(rows(), shown[code], strict=True):
+            ids, n = encode_row(row, ENC)
+            everywhere = torch.full((1, math.ceil(BLOCK / K)), code)
+            assert text == ENC.decode(model.generate([ids[:n]], 320, everywhere, end_token(ENC))[0]).strip()
 
 
 def test_page_is_inert_and_alone(page, elements):
