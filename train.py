@@ -114,8 +114,7 @@ def parse(argv):
         if name in given and getattr(args, name) != value:
             raise ValueError(f"--method {args.method} has --{name} {value}, got {getattr(args, name)}")
         setattr(args, name, value)
-    no_policy = args.select == "greedy" or args.n_codes == 1
-    if no_policy and "alpha_policy" in given and args.alpha_policy > 0:
+    if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
     for name, small in {"rows": 160, "epochs": 2.0, "eval_rows": 100}.items():
         if args.tiny and name not in given:

@@ -68,7 +68,7 @@ def swapped(layer, weight):
 
 
 def fold_centre(model):
-    """The same model without centre_codes: its codebook holds the e_a - mean(e) themselves, to be exchanged one by one."""
+    """The same model without centre_codes: its codebook holds the e_a - mean(e) that are to be exchanged."""
     if model.config.centre_codes and model.config.n_codes > 1:
         model.codebook.weight.data -= model.codebook.weight.data.mean(0)
     model.config.centre_codes = False

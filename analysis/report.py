@@ -265,7 +265,7 @@ def under_each(forced, i):
 
 @torch.no_grad()
 def problems(model, enc, rows, max_new_tokens):
-    """(HTML, the panels' data): problems with every chunk's alternatives, the model's answers, those under each code."""
+    """(HTML, the panels' data): each problem with every chunk's alternatives and what the model answers."""
     K, S = model.config.chunk, model.config.block_size
     encoded = [(row, *encode_row(row, enc)) for row in rows]
     shown = [(row, ids, n) for row, ids, n in encoded if len(ids) - 1 <= S]
