@@ -93,8 +93,8 @@ class MDP:
 class Result:
     """What a solver answers: value V, length L, and L rules {state: action} on the support.
 
-    status "optimal", "infeasible" (no policy exists, value -inf) or "capped" (max_pops came first,
-    nothing is known, value nan). pops: prefixes taken from the heap. fired: prefixes pruned.
+    status "optimal", "infeasible" (no policy exists, value -inf) or "capped" (max_pops came first, value
+    nan). pops: prefixes taken from the heap (reach_dp: choices on its path). fired: prefixes pruned.
     """
 
     value: float
@@ -244,7 +244,7 @@ def reach_dp(mdp, start, goals):
         rule = {s: int(best.regret[t, s].argmin()) for s in dist}
         dist, _ = step(mdp, dist, rule, t)
         policy.append(rule)
-    pops = sum(len(rule) for rule in policy) + 1  # as a perfect search would: each choice, and the end
+    pops = sum(len(rule) for rule in policy) + 1  # each choice, and the end
     return Result(best.root, len(policy), policy, pops, "optimal")
 
 
@@ -263,8 +263,8 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6):
       exact, so nothing is left to search: `reach_dp` reads the best policy off.
     Distributions count as equal if the supports are and probabilities agree to 12 decimals. That costs at
     most 1e-12 r_max for each state and each step to come, and it may happen at each of T*S choices:
-    V is exact up to 1e-12 (T S)^2 r_max. Memory: REACH O(T S A), COVER O(T S (A+G)) and the heap.
-    COVER is NP-hard (`sat_gadget`): expect "capped" on large stochastic problems.
+    V is exact up to 1e-12 (T S)^2 r_max. COVER is NP-hard (`sat_gadget`): expect "capped" on large
+    stochastic problems. Memory: REACH O(T S A), COVER O(S (T A + T G + A K G)) and the heap.
     """
     start, goals = _check(mdp, start, goals, mode, max_pops)
     if mode == "cover" or not heuristic:
@@ -640,7 +640,7 @@ class Claim(NamedTuple):
     text: str
     evidence: str
     wrong: int
-    holds: bool = True  # what we expect
+    expected: bool = True  # do we expect it to hold?
 
 
 def random_cases(seed, n):
@@ -672,7 +672,7 @@ def check_theorem_1(cases, restarts):
         wrong += abs(parts - whole) > 1e-9
     clock = "restarts at 0" if restarts else "goes on from T1"
     return Claim(f"Theorem 1: V(first+second) = V(first) + gamma^T1 E[V(second)] if second's clock {clock}",
-                 f"{wrong} wrong of {len(cases) + 1} pairs", wrong, holds=not restarts)
+                 f"{wrong} wrong of {len(cases) + 1} pairs", wrong, expected=not restarts)
 
 
 def check_theorem_2():
@@ -725,7 +725,7 @@ def check_printed(cases, reading):
         wrong[problem[0].gamma] += not same(gds_literal(*problem, reading), optimum)
     counts = ", ".join(f"{count} at {gamma:g}" for gamma, count in sorted(wrong.items()))
     return Claim(f"Theorems 4 and 5 with the printed pruning, {reading} reading",
-                 f"wrong answers by gamma, of {len(cases)}: {counts}", wrong.total(), holds=False)
+                 f"wrong answers by gamma, of {len(cases)}: {counts}", wrong.total(), expected=False)
 
 
 def check_firing_depth(cases):
@@ -761,14 +761,14 @@ def check_shift():
     shifted = gds(MDP.deterministic([[2, 1], [2, 2], [2, 2]], r, 0.9), 0, {2})
     return Claim("Positive rewards: subtracting r_max is without loss of generality",
                  f"raw: 1 in 1 step, 1.71 in 2; shifted by -1: {shifted.length} step is best",
-                 shifted.length != 2, holds=False)
+                 shifted.length != 2, expected=False)
 
 
 def check_empty_policy():
     dear = gds(MDP.deterministic([[0]], [[[-1.0]]], 1), 0, {0})
     return Claim("The empty policy may count as a solution",
                  f"start in the goal, each step costs 1: one step is worth {dear.value:g}, none 0",
-                 dear.value < 0, holds=False)
+                 dear.value < 0, expected=False)
 
 
 def check_history(cases, mode):
@@ -778,7 +778,7 @@ def check_history(cases, mode):
         cases.append((problem, brute_force(*problem)))
     helps = sum(not same(brute_force(*problem, history=True), optimum) for problem, optimum in cases)
     return Claim(f"{mode.upper()} needs no history-dependent policies",
-                 f"history helps in {helps} of {len(cases)} problems", helps, holds=mode == "reach")
+                 f"history helps in {helps} of {len(cases)} problems", helps, expected=mode == "reach")
 
 
 def check_sat(formulas):
@@ -839,7 +839,7 @@ def main(argv=None):
     ]
     for claim in claims:
         print(f"\n{'fails' if claim.wrong else 'holds'}  {claim.text}\n       {claim.evidence}")
-    surprises = [claim.text for claim in claims if claim.holds == bool(claim.wrong)]
+    surprises = [claim.text for claim in claims if claim.expected == bool(claim.wrong)]
     for text in surprises:
         print(f"\nUNEXPECTED: {text}")
     print(f"\n{len(claims) - len(surprises)} of {len(claims)} verdicts as expected (seed {args.seed}, n {args.n})")
