@@ -148,9 +148,8 @@ def table(lines):
         spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
         return f"{np.mean(values):{form}}{spread}"
 
-    out = ["| run | seeds | accuracy %, plain | majority of 8 | code chosen on val | ways of plain answers "
-           "| best share of each way under one code | seeds with all >= .98 | information of the code "
-           "| bits a row |", "|---" * 10 + "|"]
+    rows = [["run", "seeds", "accuracy %, plain", "majority of 8", "code chosen on val", "ways of plain answers",
+             "best share of each way under one code", "seeds with all >= .98", "information of the code", "bits a row"]]
     for label, group in groups.items():
         cells = [label, str(len(group)), mean([accuracy(line, "off") for line in group])]
         votes = [line["study"]["vote"] for line in group if "vote" in line["study"]]
@@ -158,7 +157,7 @@ def table(lines):
         plain = Counter("".join(line["ways"]["off"] for line in group))
         ways = ", ".join(f"{way} {100 * n / plain.total():.0f} %" for way, n in plain.most_common())
         if "chosen" not in group[0]:
-            out.append("| " + " | ".join([*cells, "", ways, "", "", "", ""]) + " |")
+            rows.append([*cells, "", ways, "", "", "", ""])
             continue
         cells += [mean([accuracy(line, line["chosen"]) for line in group]), ways]
         controls = [control(line) for line in group]
@@ -168,8 +167,10 @@ def table(lines):
         cells.append(f"{held} of {len(group)}")
         cells.append(mean([info for _, info in controls], ".2f"))
         cells.append(mean([line["study"]["bits"] for line in group], ".2f"))
-        out.append("| " + " | ".join(cells) + " |")
-    return "\n".join(out)
+        rows.append(cells)
+    rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))  # without empty columns
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def figure(record, lines):
