@@ -46,7 +46,6 @@ class GPTConfig:
     chunk: int = 4  # K
     steer_layer: int | None = None  # l*: how many blocks run before the steering; default half
     steer_scale: float = 0.5  # alpha
-    centre_codes: bool = False  # steer with e_a - mean(e), so with nothing that all codes share (C > 1)
     route_norm: bool = True  # the router reads h / rms(h); False, as in the paper: h itself
     router_std: float = 0.1  # std of the router's initial weights; the paper: 0.01
     # the transformer's variants: Llama, Llama 3.2, SmolLM2, Qwen3
@@ -225,10 +224,7 @@ class GPT(nn.Module):
     def steer(self, h, codes, start=0):
         """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M)."""
         chunk_of = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
-        e = self.codebook.weight  # (C, H)
-        if self.config.centre_codes and len(e) > 1:
-            e = e - e.mean(0)
-        return h + self.config.steer_scale * F.embedding(codes[:, chunk_of], e)
+        return h + self.config.steer_scale * self.codebook(codes[:, chunk_of])
 
     def upper(self, h, cache=None):
         """The blocks after l* and the final norm: (B, T, H) -> (B, T, H), ready for the head."""

@@ -72,7 +72,6 @@ def parse(argv):
     flag("chunk", 4, "K, tokens per chunk; 0 = one code for the whole row")
     flag("steer_layer", -1, "l*, blocks below the steering; -1 = half of them")
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
-    flag("centre_codes", False, "steer with e_a minus the codebook's mean; the paper: e_a itself")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
     flag("select", "likelihood", "who wins; greedy: no search", ["likelihood", "joint", "greedy"])
@@ -166,7 +165,7 @@ def train(args):
     ckpt = out / "ckpt.pt"
     saved = plumbing.load_checkpoint(ckpt) if args.resume and ckpt.exists() else None
     routing = {name: getattr(args, name) for name in
-               ("n_codes", "chunk", "steer_layer", "steer_scale", "centre_codes", "route_norm", "router_std")}
+               ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm", "router_std")}
     routing["steer_layer"] = None if args.steer_layer == -1 else args.steer_layer  # None: half
     source = "scratch" if args.method == "pretrain" else args.init_from
     model, enc = plumbing.open_model(saved or source, args.block_size, **routing)

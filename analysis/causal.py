@@ -67,13 +67,6 @@ def swapped(layer, weight):
         layer.weight.data = own
 
 
-def fold_centre(model):
-    """The same model without centre_codes: its codebook holds the e_a - mean(e) that are to be exchanged."""
-    if model.config.centre_codes and model.config.n_codes > 1:
-        model.codebook.weight.data -= model.codebook.weight.data.mean(0)
-    model.config.centre_codes = False
-
-
 def argmax(z, row, chunk):
     """What the router does: z (B, m, C) of m chunks -> codes (B, m)."""
     return z.argmax(-1)
@@ -202,7 +195,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     """
     if not model.codebook.weight.any():
         raise ValueError("every code of this run is zero: there is nothing to analyze")
-    fold_centre(model.eval())
+    model.eval()
     C, K, device, end = model.config.n_codes, model.config.chunk, model.cos.device, end_token(enc)
     encoded = [(row, encode_row(row, enc)) for row in rows]
     fitting = [(row, item) for row, item in encoded if len(item[0]) - 1 <= model.config.block_size]

@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis.causal import ARMS, fold_centre
+from analysis.causal import ARMS
 from data.plumbing import find_device, one_line_errors, write_text
 from data.tokens import encode_row, end_token, load_rows
 from dlr import KVCache
@@ -317,7 +317,6 @@ def report(run, model, enc, rows, max_new_tokens=320):
     if not model.codebook.weight.any():
         raise ValueError("every code of this run is zero: there is nothing to show")
     check_golds(rows)
-    fold_centre(model.eval())
     try:
         path, analysis = run / "config.json", None
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -332,7 +331,7 @@ def report(run, model, enc, rows, max_new_tokens=320):
         head, findings = header(run, model, config, analysis, steps), tests(run, analysis)
     except (ValueError, KeyError, TypeError, IndexError) as e:
         raise ValueError(f"{path}: not as train.py and causal.py write it: {e!r}") from e
-    shown, data = problems(model, enc, rows, max_new_tokens)
+    shown, data = problems(model.eval(), enc, rows, max_new_tokens)
     style = STYLE + "".join(f".k{k}{{--h:{k * 137.508 % 360:.0f}}}" for k in range(model.config.n_codes))
     data = json.dumps(data, separators=(",", ":"))
     for c in "<>&":  # so that no text closes the script element

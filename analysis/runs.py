@@ -50,28 +50,26 @@ REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollou
 PATH = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
 
 # Data answered in several ways: one code for a whole row. Settings: chosen on val, seed 100 (first probes: 0).
-CODES = "--centre_codes --persistence 1 --code_lr 1e-1 --alpha_reg 0"
+CODES = "--persistence 1 --code_lr 1e-1 --alpha_reg 0"
 MODES = "--eval_split test --eval_rows 300"
 
 # What decides whether codes find the ways: the experiment "modes" with one thing changed.
 WHY = "--data modes --eval_rows 8 --no-generate --dtype float32 --code_lr 1e-1 --alpha_reg 0"
 TWO = "--n_codes 2 --n_rollouts 2"
-LAST = "--centre_codes --persistence 1"
 CHANGED = {
-    "K = 16": f"{TWO} {LAST} --chunk 16",
-    "K = 64": f"{TWO} {LAST} --chunk 64",
-    "K = the row": f"{TWO} {LAST} --chunk 0",
+    "K = 16": f"{TWO} --persistence 1 --chunk 16",
+    "K = 64": f"{TWO} --persistence 1 --chunk 64",
+    "K = the row": f"{TWO} --persistence 1 --chunk 0",
     "C = 1": "--n_codes 1 --n_rollouts 1 --select greedy --persistence 1",
-    **{f"C = N = {C}": f"--n_codes {C} --n_rollouts {C} {LAST}" for C in (4, 8, 16)},
-    "C = 2, N = 1": f"--n_codes 2 --n_rollouts 1 {LAST}",
-    **{f"C = 8, N = {N}": f"--n_codes 8 --n_rollouts {N} {LAST}" for N in (1, 2, 4)},
-    "alpha_policy = 0": f"{TWO} {LAST} --alpha_policy 0",
-    "joint": f"{TWO} {LAST} --select joint",
-    "greedy": f"{TWO} {LAST} --select greedy",
-    "plain codes": f"{TWO} --persistence 1",
-    **{f"persistence {p}": f"{TWO} --centre_codes --persistence {p}" for p in (0, 0.5, 0.9)},
-    **{f"persistence {p}, N = 16": f"--n_codes 2 --n_rollouts 16 --centre_codes --persistence {p}" for p in (0, 0.9)},
-    "plain codes, persistence 0, C = N = 16": "--n_codes 16 --n_rollouts 16",
+    **{f"C = N = {C}": f"--n_codes {C} --n_rollouts {C} --persistence 1" for C in (4, 8, 16)},
+    "C = 2, N = 1": "--n_codes 2 --n_rollouts 1 --persistence 1",
+    **{f"C = 8, N = {N}": f"--n_codes 8 --n_rollouts {N} --persistence 1" for N in (1, 2, 4)},
+    "alpha_policy = 0": f"{TWO} --persistence 1 --alpha_policy 0",
+    "joint": f"{TWO} --persistence 1 --select joint",
+    "greedy": f"{TWO} --persistence 1 --select greedy",
+    **{f"persistence {p}": f"{TWO} --persistence {p}" for p in (0, 0.5, 0.9)},
+    **{f"persistence {p}, N = 16": f"--n_codes 2 --n_rollouts 16 --persistence {p}" for p in (0, 0.9)},
+    "persistence 0, C = N = 16": "--n_codes 16 --n_rollouts 16",
 }
 
 # SmolLM2-135M, an epoch of GSM8K, on a GPU; half of the answers cut to their last line by
@@ -92,7 +90,7 @@ EXPERIMENTS = {
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
-        "DLR": f"{MODES} --data modes3 {CODES} --n_codes 4 --n_rollouts 4",
+        "DLR": f"{MODES} --data modes3 {CODES} --n_codes 3 --n_rollouts 3",
     }),
     "modes_why": ([0, 1, 2], {label: f"{WHY} {flags}" for label, flags in CHANGED.items()}),
     "modes_wrong": ([0, 1, 2], {
@@ -272,6 +270,7 @@ def main(argv=None):
                 job.result()  # raises what the job raised, after the others
     lines = load(args.name)
     order = list(settings)
+    order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
     print(modes.table(lines) if args.name.startswith("modes") else table(lines, args.reference))
 

@@ -18,7 +18,7 @@ from dlr import GPT, GPTConfig
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
 # Trained codes need these:
-CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "centre_codes", "route_norm")
+CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")
 BASE = Path(__file__).parent / "wordproblems_base.pt"
 BASE_SHAPE = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
 
@@ -87,7 +87,7 @@ def build(config, weights, source, **overrides):
     trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
     if trained:
         for name in CODE_SETTINGS:
-            there = config.get(name, False)
+            there = config[name]
             wanted = overrides.pop(name, there)
             if wanted != there:
                 raise ValueError(f"{source}: codes trained with {name} {there} do not work with {wanted}")

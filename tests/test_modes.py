@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import eval as evaluation
-from analysis.causal import fold_centre
 from analysis.modes import control, information
 from data.modes import main as make_folder
 from data.modes import make_wrong, tell, way_of
@@ -58,25 +57,6 @@ def test_a_folder_of_mixed_answers(tmp_path, capsys):
     rows = load_rows(str(tmp_path / "mixed"), "train")
     assert {way_of(row["answer"]) for row in rows} == {"worked", "short"} and len(rows) == 20
     assert all(way_of(row["answer"]) == "worked" for row in load_rows(str(tmp_path / "mixed"), "test", 20))
-
-
-def test_centred_codes_steer_by_what_sets_them_apart():
-    """Broken if what all codes share reached the states, or if one code alone steered nothing."""
-    model, (idx, _) = make(centre_codes=True), data()
-    h, codes = model.lower(idx), torch.randint(6, (3, 6))
-    e = model.codebook.weight
-    chunk_of = torch.arange(22) // 4
-    added = 0.5 * (e - e.mean(0))[codes[:, chunk_of]]
-    torch.testing.assert_close(model.steer(h, codes), h + added)
-    before = model.steer(h, codes)
-    with torch.no_grad():
-        e += torch.randn(32)
-    torch.testing.assert_close(model.steer(h, codes), before, atol=1e-5, rtol=1e-5)
-    fold_centre(model)  # what the causal tests exchange codes in
-    torch.testing.assert_close(model.steer(h, codes), before, atol=1e-5, rtol=1e-5)
-    assert not model.config.centre_codes
-    alone = make(centre_codes=True, n_codes=1)
-    assert not torch.equal(alone.steer(h, codes * 0), h)
 
 
 @pytest.mark.parametrize("select", ["likelihood", "joint"])
