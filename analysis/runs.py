@@ -90,7 +90,7 @@ EXPERIMENTS = {
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
-        "DLR": f"{MODES} --data modes3 {CODES} --n_codes 3 --n_rollouts 3",
+        "DLR": f"--eval_split test --eval_rows 150 --data modes3 {CODES} --n_codes 8 --n_rollouts 8",
     }),
     "modes_why": ([0, 1, 2], {label: f"{WHY} {flags}" for label, flags in CHANGED.items()}),
     "modes_wrong": ([0, 1, 2], {
