@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import eval as evaluation
+from analysis import modes
 from analysis.modes import control, information
 from data.modes import main as make_folder
 from data.modes import make_wrong, tell, way_of
@@ -176,3 +177,24 @@ def test_how_much_a_code_tells_about_the_way():
     line = {"tokens": [1] * 4, "ways": {"off": "wwss", "code 0": "wwws", "code 1": "ssss"}}
     shares, info = control(line)
     assert shares == {"w": 0.75, "s": 1.0} and 0 < info < 1
+
+
+@pytest.mark.parametrize("lasting", [True, False])
+def test_a_manner_is_what_both_halves_of_an_answer_share(lasting, monkeypatch):
+    """Broken if a code that fits a whole answer were missed, or one that fits a half by chance were found."""
+    def fake(model, items, arms):
+        fits = []  # the code that fits: a row's first number decides, or in second halves its second one
+        for ids, n_prompt in items:
+            second = n_prompt > 10
+            manner = ids[1] % 2 if second and not lasting else ids[0] % 2
+            fits.append(manner)
+        nll = [[1.0 if fit == code else 3.0 for fit in fits] for code in range(2)]
+        tokens = torch.tensor([len(ids) - n_prompt for ids, n_prompt in items]).numpy()
+        return {arm: torch.tensor(nll[code]).numpy() * tokens for code, arm in enumerate(arms)}, tokens
+
+    monkeypatch.setattr(modes, "likelihood", fake)
+    monkeypatch.setattr(modes, "encode_row", lambda row, enc: (row, 10))
+    rows = [[i, i // 2] + [5] * 28 for i in range(400)]
+    (difference, low, high), share = modes.halves(model_of(2), ENC, rows)
+    assert share == [0.5, 0.5]
+    assert -1.3 < difference < -0.7 if lasting else low < 0 < high  # half of the other rows fit, too
