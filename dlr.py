@@ -290,9 +290,10 @@ class GPT(nn.Module):
         if select == "joint":
             score = score + (code_logp(z, codes) * chunk_mask(targets, self.config.chunk)).sum(-1)
         torch.clear_autocast_cache()  # older torch would reuse these gradient-free casts in the loss
-        best = score.argmax(0)  # (B,)
+        best = score.argmax(0)  # (B,); of equals, as at the start, the first
         return codes[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
 
+    @torch.no_grad()
     def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", persistence=0.0):
         """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
         self._check(idx, targets, n_rollouts, temperature, select, persistence)
@@ -314,7 +315,8 @@ class GPT(nn.Module):
         log p(x): mean over the batch's labels; log p(a* | x): mean over its real chunks.
         Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature). With persistence
         p > 0 (ours) the first chunk takes the codes in turn instead, and each later one copies the chunk
-        before it with probability p (1: one code a row). Which of them is a*:
+        before it with probability p (1: one code a row; alpha_reg should then be 0, since the prior
+        punishes repetition). Which of them is a*:
 
             select "likelihood" (the paper): the one with the greatest log p(x | a), summed over the row;
             select "joint": with the greatest log p(x | a) + log p(a | x), the router's argmax among them;

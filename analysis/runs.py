@@ -86,6 +86,7 @@ EXPERIMENTS = {
     "modes": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes --method sft",
         "SFT, told the way": f"{MODES} --data modes_told --method sft",
+        "SFT, 5.5 epochs": f"{MODES} --data modes --method sft --epochs 5.5",  # DLR's compute with N = 2
         "DLR": f"{MODES} --data modes {CODES} {TWO}",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
