@@ -91,8 +91,7 @@ def test_every_arm_has_the_numbers_known_in_advance(analyzed):
 
 
 def test_replacing_a_code_hurts_exactly_its_problems(analyzed):
-    """Broken if an ablation touched other codes, missed its own, skipped a batch in which it fires,
-    or left a trace in the model."""
+    """Broken if an ablation touched other codes, missed its own or left a trace in the model."""
     model, result = analyzed
     costs = 4 + math.log(V) - math.log(V - 1 + math.exp(4.0)), 4  # the filler's code; a wrong digit
     for code in result["codes"][:10]:
@@ -162,8 +161,7 @@ def test_statistics_against_stored_numbers():
 
 
 def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
-    """Broken if the JSON were not what is said, "on" not that of eval.py, or if what is permuted in
-    generation were the codes of the gold text."""
+    """Broken if an arm were not that of eval.py, or generation permuted the codes of the gold text."""
     torch.manual_seed(0)
     model = GPT(GPTConfig(768, 256, 2, 2, 1, 32, n_codes=5, chunk=3)).eval()
     torch.nn.init.normal_(model.codebook.weight)
@@ -174,8 +172,7 @@ def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
     routes, analyze, routed = causal.routes, causal.analyze, []
     monkeypatch.setattr(causal, "routes", lambda model, ids, *rest: (
         routed.append(ids) or routes(model, ids, *rest)))
-    monkeypatch.setattr(causal, "analyze", lambda *args, **more: analyze(
-        *args, max_new_tokens=8, **more))
+    monkeypatch.setattr(causal, "analyze", lambda *args, **more: analyze(*args, max_new_tokens=8, **more))
     causal.main([str(tmp_path), "--rows", "5"])
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "analysis.json").read_text(encoding="utf-8"))
@@ -224,15 +221,13 @@ def test_the_vqvae_tells_chunks_apart():
 
 @pytest.mark.parametrize("method", ["pause", "tokenassorted"])
 def test_a_baseline_leaves_a_run_like_train_does(tmp_path, monkeypatch, method):
-    """Broken if eval.py asked a run without its pauses, if pauses were labels, if every epoch hid
-    the same tokens, or if runs.py could not compare these runs."""
+    """Broken if eval.py left out the pauses, pauses were labels, or every epoch hid the same tokens."""
     seen, real = [], baselines.collate
     monkeypatch.setattr(baselines, "collate", lambda items: seen.extend(items) or real(items))
     monkeypatch.setattr(baselines, "VQ_CODES", 64)  # 1024 of them, 256 wide, take minutes
     monkeypatch.setattr(baselines, "VQ_WIDTH", 16)
     run, few = tmp_path / "run", ["--max_new_tokens", "4", "--device", "cpu"]
-    baselines.main([method, "--rows", "16", "--epochs", "2", "--eval_rows", "4", *few,
-                    "--out", str(run)])
+    baselines.main([method, "--rows", "16", "--epochs", "2", "--eval_rows", "4", *few, "--out", str(run)])
     model, enc, suffix, config = evaluation.load_run(run)
     assert config["method"] == method and runs.read_run(run)["steps"] == 4
     if method == "pause":
@@ -266,13 +261,11 @@ DLR = [line("dlr", 0, {"on": [10, 30], "off": [20, 30]}, {"on": "11", "off": "10
 
 
 def cells(*args):
-    return [[cell.strip() for cell in row.strip("|").split("|")]
-            for row in runs.table(*args).splitlines()]
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in runs.table(*args).splitlines()]
 
 
 def test_the_table_by_hand():
-    """Broken if a mean were not over tokens and seeds, a difference not paired by problem and seed,
-    an interval left out a spread, or the reference were not the first label or the one named."""
+    """Broken if a mean, a paired difference or its interval left out tokens, problems or seeds."""
     ungraded = line("ungraded", 1, {"off": [0, 0]}, None)
     del ungraded["strict"]
     head, _, sft, dlr, nats_only = cells([*SFT, *DLR, ungraded])
@@ -287,8 +280,7 @@ def test_the_table_by_hand():
                    "0.6250 ± 0.5303", "1.1250 ± 0.1768", "-0.7500 [-1.0000, +0.0000]",
                    "-0.5000 [-3.6765, +2.6765]", "10, 11"]
     # one seed, paired with the same seed of sft: problems -1 and -1
-    assert nats_only == ["ungraded", "1", "", "", "", "", "0.0000",
-                         "-1.0000 [-1.0000, -1.0000]", "", "11"]
+    assert nats_only == ["ungraded", "1", "", "", "", "", "0.0000", "-1.0000 [-1.0000, -1.0000]", "", "11"]
     for lines in ([*SFT, *DLR], [*DLR, *SFT]):
         [sft] = [row for row in cells(lines, "dlr") if row[0] == "sft"]
         assert sft[4].startswith("+50.0 [") and sft[7].startswith("+0.2500 [")
@@ -297,8 +289,7 @@ def test_the_table_by_hand():
 
 
 def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
-    """Broken if runs that are there were measured again, one cut short not resumed, or a failure
-    kept silent."""
+    """Broken if a run were measured twice, one cut short not resumed, or a failure kept silent."""
     settings, calls = {"sft": "--method sft", "dlr, x": "--lr 1"}, []
     monkeypatch.setattr(runs, "HERE", tmp_path / "analysis")
     monkeypatch.setattr(runs, "EXPERIMENTS", {"toy": ([0, 1], settings)})

@@ -4,19 +4,19 @@ import hashlib
 import json
 import os
 import re
-import subprocess
-import sys
 from itertools import chain
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data import arithmetic, gsm8k, smollm2, wordproblems
-from data.tokens import encode, encode_row, encode_rows, load_encoding, load_rows
+from data.tokens import collate, encode, encode_row, encode_rows, load_encoding, load_rows
 from data.wordproblems import HELD_OUT_FRAMES, HELD_OUT_TEMPLATES, SPLITS, generate
 
-ROOT = Path(__file__).parents[1]
+ROOT, ENC = Path(__file__).parents[1], load_encoding("wordproblems")
 GSM8K_DIR = Path(os.environ.get("GSM8K_DIR", ROOT.parent / "shared" / "gsm8k"))
 needs_gsm8k = pytest.mark.skipif(not (GSM8K_DIR / "test.jsonl").is_file(), reason="set GSM8K_DIR")
 
@@ -101,8 +101,7 @@ def test_what_is_held_out_is_told_in_one_split_only(problems):
 
 
 def test_the_benchmark_never_changes():
-    """Broken if the test rows of published numbers change, which must be a conscious change here, or
-    depend on the order of a set: strings are hashed otherwise in each process."""
+    """Broken if the rows of published numbers change (never by accident) or depend on a set's order."""
     rows = load_rows("wordproblems", "test", n=100)
     some, others = (load_rows("wordproblems", "test", n=50, seed=seed) for seed in (0, 1))
     assert some == rows[:50] != others
@@ -112,10 +111,8 @@ def test_the_benchmark_never_changes():
     assert digest[:16] == "716e4efbe4873ec5"
 
 
-def test_generator_refuses():
-    """Broken if an impossible wish ends in an endless loop, not in a clear error."""
-    with pytest.raises(ValueError, match=r"ops \(3, 7\) must be \(lo, hi\) with 1 <= lo <= hi <= 6"):
-        generate(3, 0, ops=(3, 7))
+def test_a_wish_that_no_problem_fulfils_ends():
+    """Broken if an impossible wish ends in an endless loop (others: test_bad_input.py)."""
     with pytest.raises(ValueError, match="-operation problem fits numbers"):
         generate(3, 0, numbers=(2, 3), max_value=3)
 
@@ -123,43 +120,53 @@ def test_generator_refuses():
 # ---- tokens
 
 
-@pytest.fixture(scope="module")
-def enc():
-    return load_encoding("wordproblems")
-
-
-def test_bpe_round_trip_and_size(enc, problems):
+def test_bpe_round_trip_and_size(problems):
     """Broken if a text does not survive, digits merge, or <|endoftext|> comes out of plain text."""
-    tokens = enc.token_byte_values()
+    tokens = ENC.token_byte_values()
     assert not [t for t in tokens if len(t) > 1 and any(chr(b).isdigit() for b in t)]
     texts = [row["question"] + row["answer"] for row in problems["hard"]]
     for text in [*texts, "naïve 東京 🙂\n\t x=2;  <|endoftext|>"]:
-        ids = encode(enc, text)
-        assert enc.decode(ids) == text and enc.eot_token not in ids
-    assert enc.eot_token == enc.n_vocab - 1 == 767
+        ids = encode(ENC, text)
+        assert ENC.decode(ids) == text and ENC.eot_token not in ids
+    assert ENC.eot_token == ENC.n_vocab - 1 == 767
 
 
-def test_supervised_tokens_are_exactly_the_answer_and_the_end(enc):
-    """Broken if a prompt token is supervised, or the end token is not (what collate does with
-    n_prompt: tests/test_properties.py)."""
+def test_supervised_tokens_are_exactly_the_answer_and_the_end():
+    """Broken if a prompt token is supervised, or the end token is not (n_prompt: see collate below)."""
     row = {"question": "Tom had 12 eggs.", "answer": "Tom had 12+7 = <<12+7=19>>19 eggs.\n#### 19"}
-    ids, n_prompt = encode_row(row, enc)
+    ids, n_prompt = encode_row(row, ENC)
     prompt = "Question|:| Tom| had| |1|2| eggs|.\n|Answer|:"
     answer = " Tom| had| |1|2|+|7| = <<|1|2|+|7|=|1|9|>>|1|9| eggs|.\n####| |1|9|<|endoftext|>"
-    tokens = [enc.decode([i]) for i in ids]
+    tokens = [ENC.decode([i]) for i in ids]
     assert "|".join(tokens) == prompt + "|" + answer and "|".join(tokens[:n_prompt]) == prompt
 
 
-def test_rows_too_long_are_counted_and_left_out(enc, problems):
+IDS = st.lists(st.integers(0, 49), min_size=2, max_size=12)
+ITEM = IDS.flatmap(lambda ids: st.tuples(st.just(ids), st.integers(1, len(ids) - 1)))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(items=st.lists(ITEM, min_size=1, max_size=6))
+def test_collate_keeps_every_token_and_labels_the_answer_alone(items):
+    """Broken if a token were lost or shifted, a prompt token labelled, or an answer token not."""
+    idx, targets = collate(items, pad=7)
+    assert idx.shape == targets.shape == (len(items), max(len(ids) for ids, _ in items) - 1)
+    for x, y, (ids, n_prompt) in zip(idx.tolist(), targets.tolist(), items):
+        n = len(ids) - 1
+        assert [*x[:n], ids[-1]] == ids and set(x[n:]) <= {7}
+        assert y == [ids[t + 1] if n_prompt - 1 <= t < n else -1 for t in range(len(y))]
+
+
+def test_rows_too_long_are_counted_and_left_out(problems):
     """Broken if a row is truncated, which loses its answer, or is dropped unnoticed."""
     rows = problems["hard"][:50]
-    lengths = [len(encode_row(row, enc)[0]) for row in rows]
+    lengths = [len(encode_row(row, ENC)[0]) for row in rows]
     block_size = sorted(lengths)[25] - 1  # the model sees all but the last token
-    items, left_out = encode_rows(rows, enc, block_size)
+    items, left_out = encode_rows(rows, ENC, block_size)
     assert left_out == sum(n - 1 > block_size for n in lengths) > 0
     assert [len(ids) for ids, _ in items] == [n for n in lengths if n - 1 <= block_size]
     with pytest.raises(ValueError, match="none of the 50 rows fits block_size=20"):
-        encode_rows(rows, enc, 20)
+        encode_rows(rows, ENC, 20)
 
 
 # ---- rows of every task
@@ -182,15 +189,10 @@ def test_tasks_load_by_name(tmp_path, monkeypatch):
         load_rows("gsm8k", "train")
 
 
-def write_rows(path, n):
-    rows = [{"question": f"q{i}", "answer": f"a\n#### {i},000"} for i in range(n)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return rows
-
-
 def test_folder_of_rows(tmp_path):
     """Broken if anybody's own {split}.jsonl fails, or a typed n silently gives fewer rows."""
-    rows = write_rows(tmp_path / "test.jsonl", 5)
+    rows = [{"question": f"q{i}", "answer": f"a\n#### {i},000"} for i in range(5)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     expected = {**rows[3], "final": "3,000", "where": f"{tmp_path}/test.jsonl:4"}
     assert load_rows(str(tmp_path), "test")[3] == expected  # an absolute path
     some = load_rows(tmp_path, "test", n=3, seed=1)
@@ -207,8 +209,7 @@ GOOD = '{"question": "Où?", "answer": "là\\n#### 1,000 "}'.encode()
 
 @pytest.mark.parametrize("before, between, after", [
     (b"\n", b"\n \n\n", b"\n\n"),
-    (b"\xef\xbb\xbf", b"\r\n\r\n", b""),  # byte-order mark; no last newline
-])
+    (b"\xef\xbb\xbf", b"\r\n\r\n", b"")])  # byte-order mark; no last newline
 def test_jsonl_of_the_world(tmp_path, before, between, after):
     """Broken if another program's line ends, blank lines or byte-order mark make a row fail."""
     (tmp_path / "train.jsonl").write_bytes(before + GOOD + between + GOOD + after)
@@ -226,8 +227,7 @@ def test_jsonl_of_the_world(tmp_path, before, between, after):
     (b'{"question": "q", "answer": "#### 1 #### 2"}', "'answer' must end in one '####'"),
     (b'["q", "a"]', r"expected an object, got \['q', 'a'\]"),
     (b"{'question': 'q'}", "not JSON: Expecting property name .* at column 2"),
-    ("Où?".encode("latin-1"), "not UTF-8 text: .* 0xf9"),
-])
+    ("Où?".encode("latin-1"), "not UTF-8 text: .* 0xf9")])
 def test_bad_rows_are_named(tmp_path, line, reason):
     """Broken if one bad line among thousands is not found, or what is wrong with it not said."""
     (tmp_path / "train.jsonl").write_bytes(GOOD + b"\n" + line + b"\n")
@@ -235,40 +235,7 @@ def test_bad_rows_are_named(tmp_path, line, reason):
         load_rows(tmp_path, "train")
 
 
-def test_utf8_whatever_the_locale(tmp_path):
-    """Broken if a file is read or written in the locale's encoding: Windows has another."""
-    (tmp_path / "train.jsonl").write_bytes(GOOD)
-    code = (
-        "import locale, sys; from data import wordproblems\n"
-        "from data.tokens import load_encoding, load_rows\n"
-        "[row] = load_rows(sys.argv[1], 'train'); load_encoding('wordproblems')\n"
-        "wordproblems.train_bpe(sys.argv[1] + '/bpe', n=2, vocab=257)\n"
-        "print(locale.getpreferredencoding(), ascii(row['question']))"
-    )
-    env = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    run = [sys.executable, "-X", "warn_default_encoding", "-c", code, str(tmp_path)]
-    done = subprocess.run(run, cwd=ROOT, env=env, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["ANSI_X3.4-1968", "'O\\xf9?'"]
-    assert str(ROOT / "data") not in done.stderr  # an EncodingWarning names the file
-
-
 # ---- GSM8K and SmolLM2
-
-
-def test_gsm8k_without_network_or_the_official_files(tmp_path, monkeypatch, capsys):
-    """Broken if an edited file passes, or a user without files does not learn how to get them."""
-
-    def refuse(url, timeout):
-        raise OSError("no network")
-
-    monkeypatch.setattr(gsm8k.urllib.request, "urlopen", refuse)
-    write_rows(tmp_path / "train.jsonl", 3)
-    foreign = "train.jsonl is not the official file: its sha256 is"
-    for hint, argv in {"use --from DIR": [], foreign: ["--from", str(tmp_path)]}.items():
-        with pytest.raises(SystemExit) as stop:
-            gsm8k.main([*argv, "--out", str(tmp_path / "out")])
-        assert stop.value.code == 2 and hint in capsys.readouterr().err
-        assert not (tmp_path / "out").exists()
 
 
 @needs_gsm8k

@@ -159,8 +159,9 @@ def test_generation_is_the_argmax_of_the_whole_sequence_in_any_batch(seed, chunk
     codes = {"routed": None, "off": "off", "forced": forced,
              "function": lambda z, row, chunk: forced[row, chunk]}[kind]
     unstopped = model.generate(prompts, new, codes)
-    stop = r.choice([None, *sum(prompts + unstopped, [])])  # a token of a prompt ends nothing
-    for i, (prompt, answer) in enumerate(zip(prompts, model.generate(prompts, new, codes, stop), strict=True)):
+    stop = r.choice([None, *itertools.chain(*prompts, *unstopped)])  # in a prompt it ends nothing
+    answers = model.generate(prompts, new, codes, stop)
+    for i, (prompt, answer) in enumerate(zip(prompts, answers, strict=True)):
         ids = list(prompt)
         while len(ids) < min(len(prompt) + new, 24 + 1):  # the last one is never read
             own = forced[i : i + 1, : math.ceil(len(ids) / chunk)]
@@ -215,11 +216,8 @@ def test_sampling_follows_the_temperature():
 
 def answer_logp(model, idx, targets, codes):
     """log p(x | a) of each row, one whole unbatched forward pass each."""
-    logp = []
-    for i in range(len(idx)):
-        log_p = model(idx[i : i + 1], codes=codes[i : i + 1])[0][0].log_softmax(-1)
-        logp.append(sum(log_p[t, y] for t, y in enumerate(targets[i].tolist()) if y >= 0))
-    return torch.stack(logp)
+    nll = [model(*row)[1] for row in zip(idx[:, None], targets[:, None], codes[:, None])]
+    return -torch.stack(nll) * (targets >= 0).sum(1)
 
 
 def candidates(model, monkeypatch):
@@ -239,7 +237,7 @@ def candidates(model, monkeypatch):
 def test_search_returns_the_best_of_its_candidates(select, monkeypatch):
     """Broken if the shared lower half ranked candidates otherwise than whole passes do."""
     model, (idx, targets) = make(), data(B=4)
-    targets[1, 10:] = -1  # a shorter row: its last real chunk is chunk 2
+    targets[1, 15:] = -1  # a shorter row: its last real chunk is chunk 3
     tried = candidates(model, monkeypatch)
     best = model.search(idx, targets, n_rollouts=10, select=select)
     monkeypatch.undo()
@@ -249,7 +247,7 @@ def test_search_returns_the_best_of_its_candidates(select, monkeypatch):
     if select == "joint":
         p = model.route(idx).softmax(-1)
         for n, b in itertools.product(range(10), range(4)):
-            real = 3 if b == 1 else 6
+            real = 4 if b == 1 else 6
             score[n, b] += sum(p[b, m, codes[n, b, m]].log() for m in range(real))
     assert torch.equal(best, torch.stack([codes[score[:, b].argmax(), b] for b in range(4)]))
 
@@ -262,6 +260,20 @@ def test_which_candidates_there_are():
     assert torch.equal(model.search(idx, targets, 8, 5.0, "greedy"), argmax)
     assert torch.equal(model.search(idx, targets, 1, 0.0, "likelihood"), argmax)
     assert not torch.equal(model.search(idx, targets, 1, 5.0, "likelihood"), argmax)
+
+
+def test_joint_leaves_out_the_codes_of_padding(monkeypatch):
+    """Broken if a likely code in a chunk of padding decided which candidate wins."""
+    model, z = make(chunk=1), torch.zeros(1, 3, 6)
+    z[..., 0] = 2.0  # code 0 is likeliest everywhere
+    targets = torch.tensor([[3, 4, -1]])  # the third chunk is padding
+    tried = candidates(model, monkeypatch)
+    answer_wants_5_first = lambda h, t: 100.0 * (tried[-1][:, :1] == 5)  # noqa: E731
+    monkeypatch.setattr(model, "token_logp", answer_wants_5_first)
+    best = model._search(torch.zeros(1, 3, 32), z, targets, 500, 3.0, "joint")
+    ties = [a for a in tried if a[0, :2].tolist() == [5, 0]]  # they differ in padding alone
+    assert {a[0, 2].item() for a in ties} > {0, 1} and ties[0][0, 2] != 0
+    assert torch.equal(best, ties[0])
 
 
 @pytest.mark.parametrize("tau", [0.5, 2.0])
@@ -292,20 +304,16 @@ def numpy_bigram(p, chunks):
 
 
 def numpy_kl(P):
-    """KL(P || the bi-Zipf target), method section 3, by loops in float64."""
+    """KL(P || the bi-Zipf target), method section 3, in float64."""
     C = len(P)
-    n_used = max(1, math.floor(0.8 * C))
-    zipf = np.array([1 / (k + 1) if k < n_used else 0.0 for k in range(C)])
+    rank = np.arange(1, C + 1)
+    zipf = np.where(rank <= max(1, math.floor(0.8 * C)), 1 / rank, 0)
     zipf /= zipf.sum()
-    Q = P.copy()
-    for i in range(C):
-        Q[i, i] *= 1e-5
+    Q = np.where(np.eye(C) == 1, 1e-5 * P, P)
     for _ in range(3):
-        for i in range(C):
-            Q[i] *= zipf[i] / max(Q[i].sum(), 1e-300)
-        for j in range(C):
-            Q[:, j] *= zipf[j] / max(Q[:, j].sum(), 1e-300)
-    return sum(p * math.log(max(p, 1e-10) / max(q, 1e-10)) for p, q in zip(P.flat, Q.flat))
+        Q = Q * (zipf / np.maximum(Q.sum(1), 1e-300))[:, None]
+        Q = Q * (zipf / np.maximum(Q.sum(0), 1e-300))
+    return (P * np.log(P / np.maximum(Q, 1e-10))).sum()
 
 
 @pytest.mark.parametrize("select, N, K", [("likelihood", 1, 4), ("likelihood", 3, 1), ("joint", 3, 3),
@@ -347,24 +355,16 @@ def test_each_term_by_hand(select, N, K):
     assert not any(value.requires_grad for value in terms.values()), "logs must not keep a graph"
 
 
-def test_the_prior_moves_in_training_only():
-    """Broken if the average did not start uniform, or evaluating a loss changed it."""
-    model, (idx, targets) = make().eval(), data()
-    model.dlr_loss(idx, targets, 2)
-    assert torch.equal(model.bigram, torch.full((6, 6), 1 / 36))
-    model.train().dlr_loss(idx, targets, 2)
-    assert not torch.equal(model.bigram, torch.full((6, 6), 1 / 36))
-    assert model.bigram.sum().item() == pytest.approx(1)
-
-
 @pytest.mark.parametrize("P, second", [([[0.4, 0.3], [0.2, 0.1]], 1), ([[0.9998, 1e-4], [1e-4, 0.0]], 0)])
 def test_the_prior_with_two_codes_by_hand(P, second):
-    """Broken if floor(0.8 C), the damped diagonal, the mix 0.8 : 0.2 or the floors 1e-10 were others."""
+    """Broken if floor(0.8 C), the damping, the mix 0.8 : 0.2 or a floor were others, or eval moved it."""
     P, model = torch.tensor(P), make(n_codes=2)
     torch.testing.assert_close(bizipf_target(P), torch.tensor([[1.0, 0.0], [0.0, 0.0]]))
     model.bigram.copy_(P)
     probs = torch.eye(2)[[0, second]]  # surely code 0, then code `second`
-    got = model.prior_kl(probs[None], torch.tensor([[True, True]]))
+    model.eval().prior_kl(probs[None], torch.tensor([[True, True]]))
+    assert torch.equal(model.bigram, P), "the average moves in training only"
+    got = model.train().prior_kl(probs[None], torch.tensor([[True, True]]))
     mixed = 0.8 * P
     mixed[0, second] += 0.2
     first, *rest = mixed.flatten().tolist()
@@ -453,16 +453,19 @@ def test_the_lms_gradient_is_that_of_both_likelihoods():
     assert unused and not got["codebook.weight"][unused].any(), "codes that steer nothing stay"
 
 
-def test_bfloat16_autocast_trains_every_weight_and_generates():
+@pytest.mark.parametrize("qk_norm", [False, True])  # True as in Qwen3
+def test_bfloat16_autocast_trains_every_weight_and_generates(qk_norm):
     """Broken if weights cast for the gradient-free search were reused in the graded pass."""
-    model, (idx, targets) = make(), data()
-    grads = []
+    model, (idx, targets) = make(seed=1, qk_norm=qk_norm), data()  # rounding flips no route here
+    grads, logits = [], []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
             loss, _ = model.dlr_loss(idx, targets, n_rollouts=1, temperature=0.0, alpha_reg=0.0)
             out = model.generate([[1, 2, 3], [4]], 5)
+            logits.append(model(idx, codes="off")[0])
         assert [len(row) for row in out] == [5, 5]
         grads.append(gradients(loss, model))
+    assert (logits[0] - logits[1]).abs().max() < 0.1 * logits[0].abs().max()
     for name in grads[0]:
         assert (grads[0][name] - grads[1][name]).norm() < 0.2 * grads[0][name].norm(), name
 
@@ -503,7 +506,8 @@ def test_search_turns_codes_into_handles():
     lm = [p for p in model.parameters() if all(p is not q for q in code_params)]
     optimizer = torch.optim.Adam([{"params": lm}, {"params": code_params, "lr": 5e-2}], lr=3e-3)
     answer = (1 + torch.arange(32) % 2)[:, None].expand(32, 4)  # four times token 1, or token 2
-    for step in range(80):
+    losses, gains = [], []
+    for _ in range(80):
         prompt = torch.randint(10, 40, (32, 4))
         idx = torch.cat([prompt, answer[:, 1:]], dim=1)
         targets = torch.cat([torch.full((32, 3), -1), answer], dim=1)
@@ -511,11 +515,10 @@ def test_search_turns_codes_into_handles():
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if step == 0:
-            first = loss.item()
-            assert terms["info_gain"] == 0, "all codes are zero at the start"
-    assert loss < 0.1 * first
-    assert terms["info_gain"] > 0.1  # of ln 2 / 4 = 0.173: which of the two, in nats per token
+        losses.append(loss.item())
+        gains.append(terms["info_gain"].item())
+    assert losses[-1] < 0.1 * losses[0] and gains[0] == 0, "all codes are zero at the start"
+    assert gains[-1] > 0.1  # of ln 2 / 4 = 0.173: which of the two, in nats per token
     forced = [model.generate(prompt.tolist(), 4, codes=torch.full((32, 1), c)) for c in range(4)]
     said = [{tuple(row) for row in rows} for rows in forced]
     assert {(1, 1, 1, 1)} in said and {(2, 2, 2, 2)} in said, "a code says which answer it is"
@@ -525,8 +528,7 @@ def test_search_turns_codes_into_handles():
 
 
 @pytest.mark.parametrize("settings, words", [
-    ({"n_codes": 0}, "n_codes"), ({"chunk": 0}, "chunk"), ({"chunk": 2.5}, "chunk"),
-    ({"n_kv_head": 3}, "n_kv_head"), ({"n_head": 0}, "n_head"), ({"vocab_size": 0}, "vocab_size"),
+    ({"n_codes": 0}, "n_codes"), ({"chunk": 2.5}, "chunk"), ({"n_kv_head": 3}, "n_kv_head"),
     ({"n_embd": 30}, "n_embd"), ({"head_dim": 7}, "head_dim"), ({"steer_layer": 4}, "steer_layer"),
     ({"steer_layer": -1}, "steer_layer"), ({"steer_layer": 1.5}, "steer_layer"),
     ({"steer_scale": float("nan")}, "steer_scale"), ({"router_std": -1}, "router_std")])
@@ -543,7 +545,6 @@ def test_bad_calls():
     bad = [
         (lambda: model(idx, codes="on"), "codes"),
         (lambda: model(idx, codes=codes[:, :5]), r"\(3, 6\).*\(3, 5\)"),
-        (lambda: model(idx, codes=codes[:1]), r"\(3, 6\).*\(1, 6\)"),
         (lambda: model(idx, codes=codes + 6), r"0\.\.5.*6\.\.6"),
         (lambda: model(idx, codes=codes - 1), r"0\.\.5.*-1"),
         (lambda: model(idx, codes=codes.int()), "int32"),

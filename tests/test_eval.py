@@ -1,21 +1,22 @@
 """eval.py: grading, arms, statistics, and what a run's folder must hold to be used anywhere."""
 
-import json
 import math
 import re
-import shutil
+from decimal import Decimal
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import eval as evaluation
-from data.grading import to_number
-from data.plumbing import load_checkpoint
+from data.grading import grade
 from data.tokens import PROMPT, collate, encode, encode_row, end_token, load_encoding, load_rows
 from dlr import GPT, GPTConfig
 
 ENC = load_encoding("wordproblems")
+many = settings(max_examples=300, deadline=None, derandomize=True)
 
 
 def make(codes=1.0):
@@ -25,17 +26,6 @@ def make(codes=1.0):
     torch.nn.init.normal_(model.codebook.weight, std=codes)
     torch.nn.init.normal_(model.router.weight, std=1.0)
     return model
-
-
-@pytest.fixture
-def run(tmp_path):
-    """A run's folder as train.py leaves it, of make()'s model."""
-    model, folder = make(), tmp_path / "run"
-    folder.mkdir()
-    flags = {"data": "wordproblems", "method": "dlr", "dtype": "auto"}
-    torch.save({"config": vars(model.config), "model": model.state_dict(), "train": flags,
-                "tokenizer": "wordproblems"}, folder / "ckpt.pt")
-    return folder
 
 
 # ---- grading -------------------------------------------------------------------------------------
@@ -77,26 +67,45 @@ TRUTH = [  # text, gold, which of the two verdicts are right; "nothing": no answ
 @pytest.mark.parametrize("text, gold, right", TRUTH)
 def test_grader_truth_table(text, gold, right):
     """Broken if formatting made a right answer wrong, or a wrong or missing one right."""
-    assert evaluation.grade(text, gold) == {
+    assert grade(text, gold) == {
         "strict": right in (BOTH, STRICT), "flexible": right in (BOTH, FLEXIBLE),
         "parsed": right in (BOTH, STRICT, WRONG)}
 
 
 def test_a_gold_answer_that_cannot_be_graded_is_an_error():
     """Broken if no answer equalled no gold (trap 6), or a fraction were compared as text."""
-    assert to_number(None) is None
     for gold in ("nothing", "", None, "AB", "7/2", "1e"):
         with pytest.raises(ValueError, match="gold answer"):
-            evaluation.grade("nothing", gold)
-    rows = [{"final": "3", "where": "x.jsonl:1"}, {"final": "7/2", "where": "x.jsonl:2"}]
-    with pytest.raises(ValueError, match=r"x\.jsonl:2: .*'7/2'"):
-        evaluation.check_golds(rows)
+            grade("nothing", gold)
 
 
-def test_the_datas_own_answers_are_right():
-    """Broken if the grader failed on the task's own reference answers."""
-    rows = load_rows("wordproblems", "test", 200)
-    assert all(evaluation.grade(r["answer"], r["final"])["strict"] for r in rows)
+NUMBERS = st.decimals(-(10**9), 10**9, places=2)
+
+
+@many
+@given(x=NUMBERS, y=NUMBERS, style=st.sets(st.sampled_from([",", "$", ".", "%"])),
+       digits=st.integers(2, 5), minus=st.sampled_from("-\u2212"),
+       gap=st.sampled_from(["", " ", "\t"]), before=st.sampled_from(["", "So 1,000 and -7.\n"]))
+def test_how_a_number_is_written_never_changes_the_verdict(x, y, style, digits, minus, gap, before):
+    """Broken if commas, a dollar sign, zeros or a full stop made a right answer wrong, or back."""
+    written = f"{abs(x):,.{digits}f}" if "," in style else f"{abs(x):.{digits}f}"
+    written = (minus if x < 0 else "") + ("$" if "$" in style else "") + written
+    text = f"{before}####{gap}{written}{'%' if '%' in style else ''}{'.' if '.' in style else ''}"
+    for gold in (x, y):
+        right = Decimal(x) == Decimal(gold)
+        dollars = f"${gold}" if gold >= 0 else f"-${-gold}"
+        for spelt in (f"{gold}", f"{gold:,}", dollars):
+            assert grade(text, spelt) == {"strict": right, "flexible": right, "parsed": True}
+
+
+@many
+@given(text=st.text(st.sampled_from("#0123456789.,-/e$ ABCyesno\n"), max_size=25),
+       gold=st.sampled_from(["3", "-1.5", "B", "yes"]))
+def test_any_text_gets_a_verdict(text, gold):
+    """Broken if some output crashed the grader, or were strictly right without parsed or ####."""
+    got = grade(text, gold)
+    assert not got["strict"] or (got["parsed"] and "####" in text)
+    assert grade(f"{text}\n#### ", gold)["parsed"] == got["parsed"] or "####" not in text
 
 
 # ---- arms ----------------------------------------------------------------------------------------
@@ -131,24 +140,18 @@ def test_answers_do_not_depend_on_the_batch():
         assert together[arm] == [ENC.decode(ids) for ids in alone]
 
 
-def test_the_shuffled_arm_permutes_the_rows_own_codes(monkeypatch):
+def test_the_shuffled_arm_permutes_the_rows_own_codes():
     """Broken if it left the codes in place, drew others, or shuffled those of another row."""
-    model, rows, seen = make(), load_rows("wordproblems", "test", 3), []
+    model, rows, end = make(), load_rows("wordproblems", "test", 3), end_token(ENC)
     prompts = [encode(ENC, PROMPT.format(question=r["question"])) for r in rows]
-    generate = model.generate
-
-    def spy(ids, n, codes=None, stop=None):
-        seen.append((ids, codes))
-        return generate(ids, n, codes, stop)
-
-    monkeypatch.setattr(model, "generate", spy)
-    evaluation.answer(model, ENC, prompts, ("shuffled",), 12)
-    (ids, _), (_, codes) = seen  # first on, for the codes, then shuffled
-    for prompt, mine, new in zip(ids, codes, generate(ids, 12, None, end_token(ENC))):
-        own = model.route(torch.tensor([prompt + new]))[0].argmax(-1)
-        m = len(own)
-        assert sorted(mine[:m].tolist()) == sorted(own.tolist())
-        assert not torch.equal(mine[:m], own)
+    texts = [prompt + new for prompt, new in zip(prompts, model.generate(prompts, 12, stop=end))]
+    own = [model.route(torch.tensor([ids]))[0].argmax(-1) for ids in texts]
+    codes = evaluation.arm_codes("shuffled", range(3), own, 86, model, seed=0)
+    for mine, shuffled in zip(own, codes):
+        permuted = shuffled[: len(mine)]
+        assert sorted(permuted.tolist()) == sorted(mine.tolist()) and not torch.equal(permuted, mine)
+    expected = [ENC.decode(ids) for ids in model.generate(prompts, 12, codes, end)]
+    assert evaluation.answer(model, ENC, prompts, ("shuffled",), 12) == {"shuffled": expected}
 
 
 def test_random_codes_are_uniform_and_belong_to_the_problem():
@@ -207,17 +210,10 @@ def test_the_summary_follows_from_the_records(monkeypatch):
 
 
 def test_bootstrap_is_the_interval_of_a_paired_weighted_difference():
-    """Broken if pairs were torn apart or the interval were not that of resampling."""
+    """Broken if pairs were torn apart, weights forgotten, or the interval not that of resampling."""
     rng = np.random.default_rng(1)
-    a, b = rng.random(800) < 0.6, rng.random(800) < 0.5
-    d = a.astype(float) - b
-    half = 1.96 * d.std() / math.sqrt(800)
-    interval = [d.mean(), d.mean() - half, d.mean() + half]
-    assert evaluation.bootstrap(a, b) == pytest.approx(interval, abs=0.005)
-
-    w = rng.integers(1, 9, size=40)
-    x, y = rng.normal(size=40), rng.normal(size=40)
-    draws = []
+    w, y = rng.integers(1, 9, size=40), 10 * rng.normal(size=40)
+    x, draws = y + rng.normal(size=40), []  # unpaired, the interval would be ten times as wide
     for _ in range(4000):
         i = rng.integers(40, size=40)
         draws.append(((x - y)[i] * w[i]).sum() / w[i].sum())
@@ -225,62 +221,28 @@ def test_bootstrap_is_the_interval_of_a_paired_weighted_difference():
     assert diff == pytest.approx(((x - y) * w).sum() / w.sum())
     assert [low, high] == pytest.approx(np.quantile(draws, [0.025, 0.975]), abs=0.04)
     assert evaluation.bootstrap([1, 0, 1], [1, 0, 1]) == (0, 0, 0)
+    diff, low, high = evaluation.bootstrap([True] * 300 + [False] * 100, [False] * 400)
+    half = 1.96 * math.sqrt(0.75 * 0.25 / 400)
+    assert [diff, low, high] == pytest.approx([0.75, 0.75 - half, 0.75 + half], abs=0.005)
 
 
-def test_likelihood_alone_needs_no_answers():
-    """Broken if --no-generate asked for grades that were never made, or for gradable golds."""
+def test_likelihood_alone_needs_no_answers_and_leaves_out_what_is_too_long():
+    """Broken if --no-generate graded, or a row beyond the context vanished silently or was cut."""
     rows = load_rows("wordproblems", "test", 3)
     rows[0] |= {"final": "7/2"}
+    rows.append({"question": "Why? " * 300, "answer": "x\n#### 1", "final": "1"})
     summary, records = evaluation.evaluate(make(), ENC, rows, generate=False)
     assert all("strict" not in s and s["nats"] > 0 for s in summary["arms"].values())
     assert "text" not in records[0]["on"]
-
-
-def test_too_long_rows_are_counted_not_cut():
-    """Broken if a problem longer than the context vanished silently or was truncated."""
-    rows = load_rows("wordproblems", "test", 3)
-    rows.append({"question": "Why? " * 300, "answer": "x\n#### 1", "final": "1"})
-    summary, records = evaluation.evaluate(make(), ENC, rows, ("off",), generate=False)
     assert (summary["rows"], summary["left_out"], len(records)) == (3, 1, 3)
     with pytest.raises(ValueError, match="256"):
         evaluation.evaluate(make(), ENC, rows[3:], ("off",))
 
 
-# ---- the command line ----------------------------------------------------------------------------
-
-
-def test_a_run_is_evaluated_from_the_command_line(run, capsys):
-    """Broken if the table, the records or the summary of a run were not made."""
-    evaluation.main([str(run), "--rows", "5", "--max_new_tokens", "8", "--device", "cpu"])
-    text = capsys.readouterr().out
-    assert "5 problems of wordproblems/test (0 too long for the context)" in text
-    assert [line.split()[1] for line in text.splitlines() if line.lstrip().startswith("dlr ")] == [
-        "on", "off", "random", "shuffled"]
-    lines = (run / "eval-wordproblems-test.jsonl").read_text().splitlines()
-    assert len(lines) == 5 and json.loads(lines[0])["off"]["strict"] in (True, False)
-    assert json.loads((run / "eval-wordproblems-test.json").read_text())["rows"] == 5
-
-
-def test_a_run_is_found_anywhere_with_its_own_tokenizer(run, tmp_path, monkeypatch):
-    """Broken if a moved run, named from another folder, were not the same model and tokenizer."""
-    (tmp_path / "elsewhere").mkdir()
-    shutil.move(run, tmp_path / "elsewhere" / "moved")
-    monkeypatch.chdir(tmp_path / "elsewhere")
-    model, enc, suffix, flags = evaluation.load_run("moved")
-    idx = torch.tensor([[1, 2, 3, 4, 5]])
-    assert torch.equal(model(idx)[0], make()(idx)[0])
-    assert (enc.n_vocab, suffix, flags["method"]) == (ENC.n_vocab, [], "dlr")
-    saved = load_checkpoint("moved/ckpt.pt")
-    torch.save({k: v for k, v in saved.items() if k != "tokenizer"}, "moved/base.pt")
-    with pytest.raises(ValueError, match=r"base\.pt: .*tokenizer"):
-        evaluation.load_run("moved/base.pt")
-
-
-def test_ask_shows_the_code_before_each_chunk(run, capsys):
+def test_ask_shows_the_code_before_each_chunk():
     """Broken if --ask showed other codes, other text or other answers than the model's."""
-    evaluation.main([str(run), "--ask", " What is 1 + 2? ", "--max_new_tokens", "9"])
-    text, model = capsys.readouterr().out, make()
-    prompt = encode(ENC, PROMPT.format(question="What is 1 + 2?"))
+    model, prompt = make(), encode(ENC, PROMPT.format(question="What is 1 + 2?"))
+    text = evaluation.ask(model, ENC, " What is 1 + 2? ", 9)
     new = model.generate([prompt], 9, stop=end_token(ENC))[0]
     codes = model.route(torch.tensor([prompt + new]))[0].argmax(-1).tolist()
     shown = text.split(":\n", 1)[1].split("\n\nanswer with codes on")[0]
@@ -290,5 +252,3 @@ def test_ask_shows_the_code_before_each_chunk(run, capsys):
     off = ENC.decode(model.generate([prompt], 9, "off", end_token(ENC))[0]).strip()
     assert f"answer with codes on:\n{ENC.decode(new).strip()}\n" in text
     assert f"answer with codes off:\n{off}\n" in text
-    with pytest.raises(ValueError, match="empty"):
-        evaluation.ask(model, ENC, "  ")

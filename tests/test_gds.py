@@ -28,7 +28,7 @@ PRINTED = ("parent", "child")
 
 
 def simulate(P, r, gamma, start, rules):
-    """(value, set of ends) of full rules (L,S), by dense matrices; the support by a boolean product, not by floats."""
+    """(value, set of ends) of full rules (L,S) by dense matrices; the support by a boolean product."""
     S = len(P)
     d, support, value = np.eye(S)[start], np.arange(S) == start, 0.0
     for t, rule in enumerate(rules):
@@ -53,7 +53,7 @@ def enumerate_all(P, r, gamma, start, goals, mode):
 
 @st.composite
 def problems(draw, S=3, T=3):
-    """(P, r, gamma, start, goals, mode) with A = 2: ties, zero and 1e-15 edges, gamma 0 and 1, any set of goals."""
+    """(P, r, gamma, start, goals, mode) with A = 2: ties, edges of 1e-15, gamma 0 and 1, any goals."""
     S, T = draw(st.integers(2, S)), draw(st.integers(1, T))
     P = np.zeros((S, 2, S))
     for s, a in itertools.product(range(S), range(2)):
@@ -61,7 +61,8 @@ def problems(draw, S=3, T=3):
         p = draw(st.sampled_from([1.0, 0.5, 0.3, 1e-15]))
         P[s, a, x] += p
         P[s, a, y] += 1 - p
-    costs = draw(st.lists(st.sampled_from([0.0, 0.0, 0.5, 1.0, 0.123]), min_size=T * S * 2, max_size=T * S * 2))
+    cost, n = st.sampled_from([0.0, 0.0, 0.5, 1.0, 0.123]), T * S * 2
+    costs = draw(st.lists(cost, min_size=n, max_size=n))
     gamma = draw(st.sampled_from([0, 0.25, 0.5, 0.9, 0.99, 1]))
     goals = draw(st.sets(st.integers(0, S - 1)))
     return (P, -np.reshape(costs, (T, S, 2)), gamma, draw(st.integers(0, S - 1)), goals,
@@ -71,24 +72,6 @@ def problems(draw, S=3, T=3):
 def agrees(result, best):
     return result.status == ("infeasible" if best is None else "optimal") and (
         result.value == -np.inf if best is None else abs(result.value - best) < 1e-9)
-
-
-def until(mdp, T):
-    """The same MDP with its horizon cut to T."""
-    cut = copy.copy(mdp)
-    cut.r, cut.T = mdp.r[:T], T
-    return cut
-
-
-def corridor(length, T, gamma, cost):
-    """States 0..length in a row: action 0 waits for nothing, action 1 steps on at a constant cost."""
-    r = np.zeros((T, length + 1, 2))
-    r[:, :-1, 1] = -cost
-    return MDP.deterministic([[s, min(s + 1, length)] for s in range(length + 1)], r, gamma), 0, {length}
-
-
-def full_rules(policy, S):
-    return [[rule.get(s, 0) for s in range(S)] for rule in policy]
 
 
 # ---- The solvers are exact -------------------------------------------------------------------------
@@ -118,7 +101,7 @@ def test_everything_agrees_with_enumeration(problem):
 @given(problems(S=4, T=4))
 @settings(max_examples=150)
 def test_solvers_agree_and_policies_do_what_they_promise(problem):
-    """If this failed, a solver would be wrong on longer horizons, or its policy not have its value, length or ends."""
+    """If this failed, a solver would be wrong at longer horizons, or its policy not do what it says."""
     P, r, gamma, start, goals, mode = problem
     m = MDP(P, r, gamma)
     exact = gds.brute_force(m, start, goals, mode)
@@ -128,21 +111,22 @@ def test_solvers_agree_and_policies_do_what_they_promise(problem):
         if result.status != "optimal":
             assert result.value == -np.inf and result.policy == []
             continue
-        value, ends = simulate(P, r, gamma, start, full_rules(result.policy, len(P)))
+        rules = [[rule.get(s, 0) for s in range(len(P))] for rule in result.policy]
+        value, ends = simulate(P, r, gamma, start, rules)
         assert 1 <= len(result.policy) == result.length <= len(r)
         assert abs(value - result.value) < 1e-9
         assert abs(gds.policy_value(m, start, result.policy) - value) < 1e-9
         assert ends <= goals if mode == "reach" else ends >= goals
 
 
-FROZEN_LAKE = {4: ["SFFF", "FHFH", "FFFH", "HFFG"],
-               8: ["SFFFFFFF", "FFFFFFFF", "FFFHFFFF", "FFFFFHFF", "FFFHFFFF", "FHHFFFHF", "FHFFHFHF", "FFFHFFFG"]}
+FROZEN_LAKE = {4: "SFFF FHFH FFFH HFFG",
+               8: "SFFFFFFF FFFFFFFF FFFHFFFF FFFFFHFF FFFHFFFF FHHFFFHF FHFFHFHF FFFHFFFG"}
 
 
 @pytest.mark.parametrize("size, steps, slippery_value", [(4, 6, 0.5420), (8, 14, 0.4146)])
 def test_frozen_lake(size, steps, slippery_value):
-    """If this failed, the optima of FrozenLake that everyone publishes (slippery: gamma .99) would not come out."""
-    letters = "".join(FROZEN_LAKE[size])
+    """If this failed, the published optima of FrozenLake (slippery: gamma .99) would not come out."""
+    letters = FROZEN_LAKE[size].replace(" ", "")
     i, j = np.divmod(np.arange(size * size), size)
     near = np.stack([np.clip(i + di, 0, size - 1) * size + np.clip(j + dj, 0, size - 1)
                      for di, dj in ((0, -1), (1, 0), (0, 1), (-1, 0))], 1)  # (S,A)
@@ -163,7 +147,7 @@ def test_frozen_lake(size, steps, slippery_value):
 
 @given(problems(S=3, T=3))
 def test_static_best_agrees_with_trying_every_rule(problem):
-    """If this failed, the static policy shown beside a plan would not be the best one, and the gap not the gap."""
+    """If this failed, the static policy shown beside a plan would not be the best one."""
     P, r, gamma, start, goals, mode = problem
     tried = [simulate(P, r, gamma, start, np.array([rule] * L)) for L in range(1, len(r) + 1)
              for rule in itertools.product(range(2), repeat=len(P))]
@@ -172,24 +156,21 @@ def test_static_best_agrees_with_trying_every_rule(problem):
 
 
 def test_cover_bound_by_hand():
-    """If this failed, the bound for COVER would not weigh the regret of a branch by the probability of the branch."""
+    """If this failed, the bound for COVER would not weigh a branch's regret by its probability."""
     P, r = np.zeros((5, 2, 5)), np.zeros((2, 5, 2))
     P[0, :, [1, 2]] = 0.5  # 0 -> 1 or 2 by chance; 1 -> 3 free, 1 -> 4 for 1; the others end in 3
     P[1, 0, 3] = P[1, 1, 4] = P[2, :, 3] = P[3, :, 3] = P[4, :, 4] = 1
     r[1, 1, 1] = -1
     m = MDP(P, r, 0.5)
     one, two = (gds.relax(m, 0, {4}, "cover", range(L, L + 1)) for L in (1, 2))
-    assert (one.root, one.miss[0, 0, 0]) == (0, np.inf) and (two.root, two.miss[0, 0, 0]) == (0, 0.5 * 0.5 * 1)
+    assert one.root == two.root == 0
+    assert (one.miss[0, 0, 0], two.miss[0, 0, 0]) == (np.inf, 0.5 * 0.5 * 1)
     assert gds.gds(m, 0, {4}, "cover").value == -0.25
     both, late = (((1, 0.5), (2, 0.5)), ()), (((2, 0.5),), ((1, 0.5),))
     left = [gds.upper_bound(two, gds.Entry(0.0, 0.0, 1, *branches, None, None)) for branches in (both, late)]
     assert left == [-0.25, -np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
     m, start, goals = gds.merging()  # pops 0; 1 and 2; 2 alone; 3, which has lost 4 or 5 and is given up
     assert gds.gds(m, start, goals, "cover").pops == 4
-    r = np.zeros((2, 4, 2))
-    r[0, 0, 0], r[1, 2] = -1, -2  # straight into the goal 1 for 1, or by way of 2 for 2; 1 leads to 3
-    one_way = MDP.deterministic([[1, 2], [3, 3], [1, 1], [3, 3]], r, 1)
-    assert gds.gds(one_way, 0, {1}, "cover").value == -1
 
 
 def test_grid_against_networkx():
@@ -198,69 +179,43 @@ def test_grid_against_networkx():
     for gamma in (0, 0.5, 0.95, 1):
         S, T = 12, 9
         succ, cost = rng.integers(S, size=(S, 3)), rng.choice([0, 0.1, 0.7, 2.0], size=(T, S, 3))
-        graph = nx.DiGraph()
+        graph = nx.MultiDiGraph()
         for t, s, a in np.ndindex(T, S, 3):
-            edge, weight = ((t, s), (t + 1, int(succ[s, a]))), gamma**t * cost[t, s, a]
-            graph.add_edge(*edge, weight=min(weight, graph.get_edge_data(*edge, {"weight": np.inf})["weight"]))
+            graph.add_edge((t, s), (t + 1, int(succ[s, a])), weight=gamma**t * cost[t, s, a])
         distance = nx.single_source_dijkstra_path_length(graph, (0, 0))
         m = MDP.deterministic(succ, -cost, gamma)
         for goals in ({11}, {3, 7}, {0}, set()):  # the empty set is never reached, so everything is searched
             best = min((distance.get((t, g), np.inf) for t in range(1, T + 1) for g in goals), default=np.inf)
             for heuristic in (True, False):
                 result = gds.gds(m, 0, goals, heuristic=heuristic)
-                assert result.status == ("optimal" if best < np.inf else "infeasible") and result.pops <= T * S + 1
+                assert result.status == ("optimal" if best < np.inf else "infeasible")
+                assert result.pops <= T * S + 1
                 assert abs(result.value + best) < 1e-9 or best == np.inf
 
 
 def test_pops_by_hand():
-    """If this failed, the search would pop a prefix twice, or one that was improved on, or stop at the wrong pop."""
+    """If this failed, a prefix would be popped twice or after a better one, or the wrong pop be the last."""
     r = np.zeros((3, 5, 2))
-    r[0, 0], r[1, 1], r[1, 2], r[2, 3] = (-1, -2), -5, -1, -10  # 0 -> 1 for 1 or 2 for 2, 1 -> 3 for 5, 2 -> 3 for 1
-    m = MDP.deterministic([[1, 2], [3, 3], [3, 3], [4, 4], [4, 4]], r, 1)  # both actions are the same after the first
-    plain = gds.gds(m, 0, {4}, heuristic=False)  # pops 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
-    assert (plain.value, plain.length, plain.pops) == (-13, 3, 5)
+    r[0, 0], r[1, 1], r[1, 2], r[2, 3] = (-1, -2), -5, -1, -10  # 0 -> 1 for 1, 0 -> 2 for 2, ...
+    m = MDP.deterministic([[1, 2], [3, 3], [3, 3], [4, 4], [4, 4]], r, 1)
+    plain = gds.gds(m, 0, {4}, heuristic=False)
+    assert (plain.value, plain.length) == (-13, 3)
+    assert plain.pops == 5  # 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
     assert gds.gds(m, 0, {4}).pops == 4  # straight along 0, 2, 3, 4
     assert gds.gds(m, 0, {0}).pops == 0  # the bound knows that there is no way back
     assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
     assert gds.gds(m, 0, {4}, heuristic=False, max_pops=4).pops == 4
     free = MDP.deterministic([[0, 1], [1, 2], [2, 2]], np.zeros((3, 3, 2)), 1)
-    tied = gds.gds(free, 0, {2}, heuristic=False)  # the longer first: states 0, 0, 0, 0 (dropped), 1 (dropped), 1, 2
-    assert (tied.length, tied.pops) == (3, 7)
+    tied = gds.gds(free, 0, {2}, heuristic=False)
+    assert (tied.length, tied.pops) == (3, 7)  # the longer first: 0, 0, 0, 0 and 1 (too late), 1, 2
 
 
 def test_static_by_hand():
-    """If this failed, static prefixes with the same ends would be merged though they are bound to other actions."""
+    """If this failed, static prefixes with the same ends but bound to other actions would be merged."""
     P, r = np.zeros((4, 2, 4)), np.zeros((3, 4, 2))
-    P[0, :, [1, 2]], P[1, :, 3], P[2, :, 1], P[3, :, 3] = 0.5, 1, 1, 1  # one branch is in 1 at t = 1, the other at 2
+    P[0, :, [1, 2]], P[1, :, 3], P[2, :, 1], P[3, :, 3] = 0.5, 1, 1, 1  # in 1 at t = 1 or at t = 2
     r[1, 1, 1], r[2, 1, 0] = -1, -10  # action 0 is the better one at t = 1, action 1 at t = 2
     assert gds.gds(MDP(P, r, 1), 0, {3}).value == 0 and gds.static_best(MDP(P, r, 1), 0, {3}).value == -0.5
-
-
-def test_a_prefix_ends_only_when_every_branch_has_moved():
-    """If this failed, a step that only some branches have taken would pass for an end of the policy."""
-    P = np.zeros((3, 1, 3))
-    P[0, 0, [1, 2]], P[1:, 0, 2] = 0.5, 1  # the goal 2 is where one branch is at t = 1, and both at t = 2
-    for heuristic in (True, False):
-        assert gds.gds(MDP(P, np.zeros((2, 3, 1)), 1), 0, {2}, heuristic=heuristic).length == 2
-
-
-def test_large_grid_is_solved_almost_without_search():
-    """If this failed, the bound would not lead straight to the goal, and 864,000 (time, state) pairs would be slow."""
-    here = np.arange(3600)
-    i, j = np.divmod(here, 60)
-    moves = [np.clip(i + di, 0, 59) * 60 + np.clip(j + dj, 0, 59) for di, dj in gridworlds.MOVES.values()]
-    m = MDP.deterministic(np.stack(moves, 1), np.full((240, 3600, 5), -1.0), 1)
-    result = gds.gds(m, 0, [3599], max_pops=1000)
-    assert (result.value, result.length) == (-118, 118)  # the Manhattan distance
-
-
-def test_dense_and_deterministic_mdps_are_the_same():
-    """If this failed, the table of successors would not mean what the dense P means."""
-    rng = np.random.default_rng(1)
-    succ, r = rng.integers(5, size=(5, 2)), -rng.random((4, 5, 2))
-    a, b = MDP(np.eye(5)[succ], r, 0.9), MDP.deterministic(succ, r, 0.9)
-    assert a.successors == b.successors and a.K == b.K == 1
-    assert [gds.gds(a, 0, {g}).value for g in range(5)] == [gds.gds(b, 0, {g}).value for g in range(5)]
 
 
 # ---- Supports, caps, limits ------------------------------------------------------------------------
@@ -286,7 +241,7 @@ def test_tiny_probabilities_are_support(p):
 
 def test_which_distributions_are_merged():
     """If this failed, equal distributions would be searched twice, or different ones taken for equal."""
-    P = np.zeros((5, 2, 5))  # {3, 4} may come in either order: 0; 1 and 2; 2 alone, twice; {3}, {4} and {3, 4}
+    P = np.zeros((5, 2, 5))  # {3, 4} in either order: 0; 1 and 2; 2 alone, twice; {3}, {4}, {3, 4}
     P[0, :, [1, 2]] = 0.5
     P[1, 0, 3] = P[1, 1, 4] = P[2, 0, 4] = P[2, 1, 3] = P[3, :, 3] = P[4, :, 4] = 1
     nothing = gds.gds(MDP(P, np.zeros((2, 5, 2)), 1), 0, [], heuristic=False)
@@ -321,39 +276,21 @@ def test_capped_is_never_infeasible():
 
 
 def test_brute_force_refuses_what_would_not_finish():
-    """If this failed, brute_force on a gridworld would hang instead of saying why, or a long chain overflow."""
+    """If this failed, brute_force would hang on a gridworld, not say why, or overflow on a long chain."""
     with pytest.raises(ValueError, match="more than"):
         gds.brute_force(*gridworlds.bridge().problem)
     coin = MDP(np.full((2, 1, 2), 0.5), np.zeros((40, 2, 1)), 1)
     with pytest.raises(ValueError, match="more than"):  # one policy, but 2^40 paths
         gds.brute_force(coin, 0, [], history=True)
-    chain = MDP.deterministic([[0]], np.full((2000, 1, 1), -1.0), 1)
-    assert gds.brute_force(chain, 0, [], "cover").value == -1  # 2000 steps deep
-
-
-def test_nothing_is_lost_at_gamma_0():
-    """If this failed, gamma = 0 would turn a free policy's value into -5e-324, or the impossible into nan."""
-    m = MDP.deterministic([[1], [2], [2]], [[[0.0]] * 3, [[0.0], [-1.0], [0.0]]], 0)
-    for mode in ("reach", "cover"):
-        assert [gds.gds(m, 0, {2}, mode, heuristic).value for heuristic in (True, False)] == [0, 0]
-        assert gds.gds(m, 0, {0}, mode).status == "infeasible"
-
-
-@pytest.mark.parametrize("mode", ["reach", "cover"])
-def test_corner_cases_by_hand(mode):
-    """If this failed: empty goals are never reached but always covered; a start in the goal still needs one step."""
-    m = MDP.deterministic([[1, 1], [0, 0]], np.array([[[-1.0, -2], [0, 0]], [[0, 0], [-4, -3]]]), 0.5)
-    assert gds.gds(m, 0, [], mode).value == (-np.inf if mode == "reach" else -1)
-    assert gds.gds(m, 0, {0}, mode).value == -2.5  # there at -1, and back at 0.5 * -3
-    assert gds.gds(m, 0, {0, 1}, mode).value == (-1 if mode == "reach" else -np.inf)
-    assert gds.gds(until(m, 1), 0, {0}, mode).status == "infeasible"
+    chain = MDP.deterministic([[0]], np.full((1200, 1, 1), -1.0), 1)
+    assert gds.brute_force(chain, 0, [], "cover").value == -1  # deeper than Python may recurse
 
 
 # ---- The printed algorithm -------------------------------------------------------------------------
 
 
 def literal_unfolded(P, r, gamma, start, goals, mode, reading):
-    """Algorithms 1 and 2 word for word: every rule S -> A is appended, sorted list instead of a heap. Value or None."""
+    """Algorithms 1 and 2 word for word, every rule S -> A appended, a sorted list: the value or None."""
     S, T, bound = len(P), len(r), abs(r).max()
     queue, records, popped, born = [(0.0, 0, [])], [], set(), itertools.count(1)
     while queue:
@@ -395,7 +332,7 @@ CE3 = ([[0, 1], [2, 2], [3, 3], [4, 4], [4, 4]], [(0, 0, 1), (1, 1, 0), (1, 1, 1
 @pytest.mark.parametrize("problem, reading", [(CE1, "child"), (CE2, "child"), (CE2, "parent"), (CE3, "child"),
                                               (CE3, "parent")])
 def test_counterexamples_written_by_hand(problem, reading, mode):
-    """If this failed, the printed pruning would be right where it is known to be wrong, or the repair wrong there."""
+    """If this failed, the printed pruning would be right where it is known to be wrong, or the repair not."""
     succ, costs, gamma, T, optimum = problem
     r = np.zeros((T, len(succ), 2))
     for cost in costs:
@@ -412,7 +349,7 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
 @pytest.mark.parametrize("mode", ["reach", "cover"])
 @pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5)])
 def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
-    """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, greatest costs c, 0, 16."""
+    """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, costs c, 0, 16."""
     for cost, what in ((eps * 0.99, "expand"), (eps if reading == "repaired" else eps * 1.01, "PRUNE")):
         r, seen = np.zeros((3, 3, 2)), []
         r[0, 0, 1], r[2, 0, 0] = -cost, -16  # 0 -> 1 for nothing or for c, and then nothing but 1 -> 2
@@ -423,24 +360,28 @@ def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
 
 
 def test_pruning_without_discount_or_costs():
-    """If this failed: at gamma = 1 the printed eps is infinite, so nothing is pruned; without costs it is 0."""
+    """If this failed: at gamma = 1 eps is infinite, so nothing is pruned; without costs it is 0."""
+    def along(gamma, cost, reading):  # from 0 to 2: action 0 waits for nothing, action 1 steps on
+        r = np.zeros((3, 3, 2))
+        r[:, :-1, 1] = -cost
+        return gds.gds_literal(MDP.deterministic([[0, 1], [1, 2], [2, 2]], r, gamma), 0, {2}, reading=reading)
+
     for reading in PRINTED:
-        result = gds.gds_literal(*corridor(2, 3, 1, 1.0), reading=reading)
-        assert (result.value, result.fired) == (-2, 0)
-    short_sighted = gds.gds_literal(*corridor(2, 3, 0, 1.0), reading="child")  # gamma = 0: eps is 0 from t = 1 on
+        assert (along(1, 1, reading).value, along(1, 1, reading).fired) == (-2, 0)
+    short_sighted = along(0, 1, "child")  # gamma = 0: eps is 0 from t = 1 on
     assert short_sighted.status == "infeasible" and short_sighted.fired > 0
     for gamma in (0.5, 1):
-        assert gds.gds_literal(*corridor(2, 3, gamma, 0.0), reading="child").status == "infeasible"
-        assert gds.gds_literal(*corridor(2, 3, gamma, 0.0), reading="repaired").length >= 2
+        assert along(gamma, 0, "child").status == "infeasible"
+        assert along(gamma, 0, "repaired").length >= 2
 
 
-@pytest.mark.parametrize("reading", PRINTED)
-def test_goal_sets_popped_before_are_not_recorded(reading):
-    """If this failed, the start would prune whatever comes back to it, which the printed algorithm does not say."""
-    seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
+def test_goal_sets_popped_before_are_not_recorded():
+    """If this failed, the start would prune whatever comes back to it, which is not what is printed."""
     m = MDP.deterministic([[0, 0]], [[[0.0, -1.0]], [[0.0, 0.0]]], 0.25)
-    gds.gds_literal(m, 0, [], reading=reading, trace=seen)
-    assert (1, [0], -1, "expand") in seen
+    for reading in PRINTED:
+        seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
+        gds.gds_literal(m, 0, [], reading=reading, trace=seen)
+        assert (1, [0], -1, "expand") in seen
 
 
 def test_no_smaller_counterexample():
@@ -457,34 +398,18 @@ def test_no_smaller_counterexample():
                     assert all(gds.same(gds.gds_literal(m, 0, goal, reading=x), exact) for x in PRINTED)
 
 
-@pytest.mark.parametrize("gamma, depth", [(0, 1), (0.38, 1), (0.39, 2), (0.6, 3), (0.9, 23), (0.99, 460), (1, np.inf)])
-def test_least_firing_depth(gamma, depth):
-    """If this failed, the claim of when the printed pruning is dead code would be wrong (hand-computed depths)."""
-    assert gds.least_firing_depth(gamma) == depth
+def test_least_firing_depth():
+    """If this failed, the claim of when the printed pruning is dead code would be wrong (by hand)."""
+    by_hand = {0: 1, 0.38: 1, 0.39: 2, 0.6: 3, 0.9: 23, 0.99: 460, 1: np.inf}
+    assert {gamma: gds.least_firing_depth(gamma) for gamma in by_hand} == by_hand
 
 
 # ---- The other theorems ----------------------------------------------------------------------------
 
 
-@given(problems(S=3, T=3), st.data())
-def test_concatenation(problem, data):
-    """If this failed, Theorem 1 would not hold with the shifted clock (checked with dense matrices)."""
-    P, r, gamma, start, _, _ = problem
-    rules = [data.draw(st.tuples(*[st.integers(0, 1)] * len(P))) for _ in range(len(r))]
-    m, cut = MDP(P, r, gamma), data.draw(st.integers(0, len(r)))
-    first, second = rules[:cut], rules[cut:]
-    d = np.eye(len(P))[start]
-    for rule in first:
-        d = d @ P[np.arange(len(P)), rule]
-    parts = gds.policy_value(m, start, first) + gamma**cut * sum(
-        p * gds.policy_value(m, s, second, clock=cut) for s, p in enumerate(d))
-    whole = simulate(P, r, gamma, start, np.array(rules))[0]
-    assert abs(parts - whole) < 1e-9 and abs(gds.policy_value(m, start, gds.concatenate(first, second)) - whole) < 1e-9
-
-
 @given(problems(S=3, T=2))
 def test_policy_iteration(problem):
-    """If this failed, Theorem 3 would: some sequence of T rules would beat what policy iteration converged to."""
+    """If this failed, some sequence of T rules would beat what policy iteration converged to (Theorem 3)."""
     P, r, gamma, _, _, _ = problem
     policy, V, rounds = gds.policy_iteration(MDP(P, r, gamma))
     for s in range(len(P)):
@@ -494,29 +419,15 @@ def test_policy_iteration(problem):
     assert rounds <= len(r) + 1
 
 
-@pytest.mark.parametrize("clauses, satisfiable", [
-    ([(1, 2), (-1, 2), (1, -2)], True),
-    ([(1, 2), (-1, 2), (1, -2), (-1, -2)], False),
-    ([*itertools.product((1, -1), (2, -2), (3, -3))], False),
-    ([*itertools.product((1, -1), (2, -2), (3, -3))][1:], True)])
-def test_sat_gadget(clauses, satisfiable):
-    """If this failed, the reduction from SAT that makes COVER NP-hard would be wrong (formulas decided by hand)."""
-    n = max(abs(v) for clause in clauses for v in clause)
+def test_sat_gadget():
+    """If this failed, the reduction from SAT that makes COVER NP-hard would be wrong."""
+    every = [*itertools.product((1, -1), (2, -2), (3, -3))]  # each excludes one assignment
     for heuristic in (True, False):
-        result = gds.gds(*gds.sat_gadget(clauses, n), "cover", heuristic=heuristic)
-        assert (result.status == "optimal") == satisfiable
-    if satisfiable:  # the second rule is a satisfying assignment
-        result = gds.gds(*gds.sat_gadget(clauses, n), "cover")
-        assert all(any((v > 0) == result.policy[1][abs(v)] for v in clause) for clause in clauses)
-
-
-def test_history_helps_cover():
-    """If this failed, rules S -> A would suffice for COVER, or a policy with a memory could not split merged paths."""
-    m, start, goals = gds.merging()
-    assert gds.gds(m, start, goals, "cover").status == "infeasible"
-    remembers = gds.brute_force(m, start, goals, "cover", history=True)
-    assert remembers.status == "optimal" and len(remembers.policy[2]) == 2  # two paths into state 3, two actions
-    assert sorted(remembers.policy[2].values()) == [0, 1]
+        nothing_left = gds.gds(*gds.sat_gadget(every, 3), "cover", heuristic)
+        assert nothing_left.status == "infeasible"
+        for i, clause in enumerate(every):  # without it, only the assignment that it excludes is left
+            result = gds.gds(*gds.sat_gadget(every[:i] + every[i + 1 :], 3), "cover", heuristic)
+            assert [result.policy[1][v] for v in (1, 2, 3)] == [int(literal < 0) for literal in clause]
 
 
 # ---- Worlds and the command line -------------------------------------------------------------------
@@ -528,13 +439,12 @@ OPTIMA = {
     "guard": (-0.922, 12, -4.443, 10),
     "doors": (-0.846, 12, -1.817, 8),
     "river": (-0.843, 9, -2.174, 7),
-    "scouts": (-0.626, 8, None, 8),
-}
+    "scouts": (-0.626, 8, None, 8)}
 
 
 @pytest.mark.parametrize("name", gridworlds.WORLDS)
 def test_worlds(name, capsys):
-    """If this failed, a published optimum would have changed: readers check their own solver against these."""
+    """If this failed, an optimum that readers check their own solver against would have changed."""
     value, length, static, horizon = OPTIMA[name]
     mdp, start, goals, mode = gridworlds.WORLDS[name]().problem
     for heuristic in (True, False) if mdp.K == 1 else (True,):
@@ -545,21 +455,13 @@ def test_worlds(name, capsys):
     best_static = gds.static_best(mdp, start, goals, mode)
     assert best_static.status == ("optimal" if static else "infeasible")
     assert static is None or round(best_static.value, 3) == static
-    assert gds.gds(until(mdp, horizon), start, goals, mode).status == "optimal"
-    assert gds.gds(until(mdp, horizon - 1), start, goals, mode).status == "infeasible"
+    for T, status in ((horizon, "optimal"), (horizon - 1, "infeasible")):
+        cut = copy.copy(mdp)
+        cut.r, cut.T = mdp.r[:T], T
+        assert gds.gds(cut, start, goals, mode).status == status
     assert gds.main(["--world", name]) == 0
     printed = capsys.readouterr().out
     assert f"{result.value:.3f}" in printed and printed.count("t = ") > result.length and "Arrived" in printed
-
-
-def test_river_banks_and_scouts():
-    """If this failed, the stories would be false: the bank is reachable before the dock; one scout has to wait."""
-    river = gridworlds.river()
-    mdp, start, _, _ = river.problem
-    bank = [s for s, (i, _) in enumerate(river.cells) if i == 0]
-    assert [gds.gds(until(mdp, T), start, bank).status for T in (2, 3)] == ["infeasible", "optimal"]
-    plan = gds.gds(*gridworlds.scouts().problem).policy
-    assert any(len(rule) == 2 and list(rule.values()).count(0) == 1 for rule in plan)
 
 
 def test_command_line_verifies(capsys):
@@ -571,35 +473,19 @@ def test_command_line_verifies(capsys):
     assert " 0 problems" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("broken", ["value", "horizon", "bound"])
+@pytest.mark.parametrize("broken", ["gds", "relax"])
 def test_verification_can_fail(monkeypatch, capsys, broken):
-    """If this failed, a broken solver would pass the verification."""
-    right, right_relax = gds.gds, gds.relax
-
-    def wrong(mdp, *args, **kwargs):
-        if broken == "value":  # forgets the discount
-            return right(MDP.deterministic(mdp.next[..., 0], mdp.r, 1) if mdp.K == 1 else mdp, *args, **kwargs)
-        return right(until(mdp, max(1, mdp.T - 1)), *args, **kwargs)  # gives up a step too early
+    """If this failed, a solver or a bound that forgets the discount would pass the verification."""
+    right = getattr(gds, broken)
 
     def undiscounted(mdp, *args):
         patient = copy.copy(mdp)
         patient.gamma = 1.0
-        return right_relax(patient, *args)
+        return right(patient, *args)
 
-    monkeypatch.setattr(gds, *(("relax", undiscounted) if broken == "bound" else ("gds", wrong)))
+    monkeypatch.setattr(gds, broken, undiscounted)
     assert gds.main(["--n", "120"]) == 1
     assert "UNEXPECTED: " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("arguments, message", [
-    (["--world", "moon"], "--world: invalid choice: 'moon'"), (["--n", "23"], "--n >= 24"),
-    (["--n", "x"], "--n: invalid int value: 'x'"),
-    (["--seed", "-1"], "--seed >= 0"), (["--seed", "1.5"], "--seed: invalid int value: '1.5'")])
-def test_bad_command_lines(arguments, message, capsys):
-    """If this failed, a typo would end in a traceback or in a silent default."""
-    with pytest.raises(SystemExit) as stop:
-        gds.main(arguments)
-    assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
 def test_runs_without_torch():
@@ -609,35 +495,21 @@ def test_runs_without_torch():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def slippery(size, T):
-    """A stochastic grid: a move lands on its target or beside it. REACH the right quarter."""
-    here = np.arange(size * size)
-    i, j = np.divmod(here, size)
-    moves = [np.clip(i + di, 0, size - 1) * size + np.clip(j + dj, 0, size - 1) for di, dj in gridworlds.MOVES.values()]
-    P = np.zeros((size * size, 5, size * size))
-    for a, target in enumerate(moves):
-        for landing, p in [(target, 0.8), *((moves[b][target], 0.1) for b in ((1, 3) if a in (2, 4) else (2, 4)))]:
-            np.add.at(P, (here, a, landing), p)
-    r = -(0.05 + 0.2 * np.random.default_rng(0).random((T, size * size, 5)))
-    return P, r, set(here[j >= size - size // 4].tolist())
-
-
 def test_memory_of_a_slippery_grid():
-    """If this failed, the bounds of all T lengths would be kept (60-90 MB), or P copied (6.4 MB) by the constructor."""
-    P, r, goals = slippery(20, 60)
+    """If this failed, P (6.4 MB) would be copied or kept, or the bounds of all lengths (60-90 MB) be kept."""
+    slippery = pytest.importorskip("bench_gds").slippery  # which needs Unix
     tracemalloc.start()
-    m = MDP(P, r, 0.97)
+    m, start, goals = slippery(20, 0)
     built, peak = tracemalloc.get_traced_memory()
     tracemalloc.reset_peak()
-    result = gds.gds(m, 0, goals)
+    result = gds.gds(m, start, goals)
     solved = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 3e6 and solved - built < 6e6
-    dists, value = gds.follow(m, 0, result.policy)
+    assert built < 3e6 and peak < 6.4e6 + 3e6 and solved - built < 6e6
+    dists, value = gds.follow(m, start, result.policy)
     assert abs(value - result.value) < 1e-9 and set(dists[-1]) <= goals
-    tracemalloc.start()
+    tracemalloc.reset_peak()
     gds.gds(m, 0, {399}, "cover", max_pops=1)  # builds the relaxation of each length
-    assert tracemalloc.get_traced_memory()[1] < 18e6
+    assert tracemalloc.get_traced_memory()[1] - built < 18e6
     tracemalloc.stop()
 
 
@@ -659,7 +531,6 @@ GOOD = MDP(GOOD_P, GOOD_R, 1)
     (lambda: MDP(GOOD_P[:, :, :1], GOOD_R, 1), r"P: expected shape \(S,A,S\)"),
     (lambda: MDP([[[0.5, 0.5], [1.0]]], GOOD_R, 1), "P: expected an array of numbers"),
     (lambda: MDP([[[1.5, -0.5]]] * 2, GOOD_R, 1), "P: probabilities must be >= 0"),
-    (lambda: MDP(GOOD_P * np.nan, GOOD_R, 1), "P: expected finite"),
     (lambda: MDP(GOOD_P, GOOD_R[:, :1], 1), r"r: expected shape \(T,2,1\)"),
     (lambda: MDP(GOOD_P, GOOD_R[:0], 1), "r: expected shape"),
     (lambda: MDP(GOOD_P, GOOD_R - np.inf, 1), "r: expected finite"),
@@ -669,11 +540,9 @@ GOOD = MDP(GOOD_P, GOOD_R, 1)
     (lambda: MDP(GOOD_P, GOOD_R, "high"), "gamma.*high"),
     (lambda: MDP(GOOD_P, GOOD_R, True), "gamma.*True"),
     (lambda: MDP.deterministic([[0], [2]], GOOD_R, 1), "next_state: states are 0..1, got 0..2"),
-    (lambda: MDP.deterministic([[0.0], [1.0]], GOOD_R, 1), "next_state: expected integers"),
     (lambda: MDP.deterministic([[False], [True]], GOOD_R, 1), "next_state: expected integers.*bool"),
     (lambda: gds.gds(GOOD, -1, {0}), "start.*0..1, got -1"),
     (lambda: gds.gds(GOOD, "s", {0}), "start.*0..1, got 's'"),
-    (lambda: gds.gds(GOOD, True, {0}), "start: .*0..1, got True"),
     (lambda: gds.gds(GOOD, 0, {5}), "goals.*0..1, got 5"),
     (lambda: gds.gds(GOOD, 0, 1), "goals: expected a collection"),
     (lambda: gds.gds(GOOD, 0, np.array([False, True])), "goals: .*0..1, got .*False"),
@@ -684,9 +553,8 @@ GOOD = MDP(GOOD_P, GOOD_R, 1)
     (lambda: gds.gds_literal(GOOD, 0, {0}, reading="mine"), "reading: expected one of parent"),
     (lambda: gds.policy_value(GOOD, 0, [{0: 0}, {0: 0}]), r"rule 1 must have an action .*\[0, 1\]"),
     (lambda: gds.policy_value(GOOD, 0, [{0: 3}]), "rule 0 in state 0: .*0..0.*got 3"),
-    (lambda: gds.policy_value(GOOD, 0, [{0: False}]), "rule 0 in state 0: .*got False"),
     (lambda: gds.policy_value(GOOD, 0, [[0, 0]] * 4), "overrun T = 3")])
 def test_bad_input(build, message):
-    """If this failed, bad input would give a wrong answer or an error that names neither argument nor value."""
+    """If this failed, bad input would give an answer, or an error without the argument or its value."""
     with pytest.raises(ValueError, match=message):
         build()

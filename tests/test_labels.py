@@ -28,7 +28,8 @@ def spelled(letters):
 def byte_tokens(pattern, missing=()):
     """A tokenizer that knows single bytes only, without those of `missing`."""
     ranks = {bytes([b]): i for i, b in enumerate(b for b in range(256) if b not in missing)}
-    return tiktoken.Encoding("bytes", pat_str=pattern, mergeable_ranks=ranks, special_tokens={END: len(ranks)})
+    end = {END: len(ranks)}
+    return tiktoken.Encoding("bytes", pat_str=pattern, mergeable_ranks=ranks, special_tokens=end)
 
 
 def test_a_word_problem_by_hand():

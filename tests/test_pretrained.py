@@ -20,8 +20,7 @@ from data.huggingface import read_config, save  # noqa: E402  (needs safetensors
 SMOLLM2 = Path(__file__).parents[1] / "data" / "smollm2"
 SIZES = dict(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=3,
              num_attention_heads=6, num_key_value_heads=2, max_position_embeddings=4096)
-LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
-              original_max_position_embeddings=64)
+LLAMA3 = dict(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
 KINDS = {  # name: (class, config); 6 heads of 16 are 96 wide, the states 48
     "llama": ("Llama", {"rope_theta": 1e5, "rms_norm_eps": 1e-5}),
     "llama3": ("Llama", {"rope_parameters": {"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3},
@@ -90,35 +89,21 @@ def test_smollm2_itself():
     assert enc.decode([token]) == " Paris"
 
 
-def test_qwen3_under_autocast(tmp_path):
-    """Broken if bfloat16 training or generation failed with Qwen3's norms, or drifted off."""
-    reference(tmp_path)
-    model, idx = GPT.from_pretrained(tmp_path, block_size=64), tokens(2, 30)
-    exact, _ = model(idx)
-    with torch.autocast("cpu", torch.bfloat16):
-        model.dlr_loss(idx, idx.clone(), n_rollouts=2)[0].backward()
-        close, _ = model(idx)
-        assert [len(row) for row in model.generate([[1, 2, 3], [4]], 5)] == [5, 5]
-    assert (close - exact).abs().max() < 0.1 * exact.abs().max()
-
-
 # --- config.json of transformers 4 and 5, files single and sharded --------------------------------
 
 # Those of Qwen/Qwen3-0.6B and meta-llama/Llama-3.2-1B, as transformers 4 wrote them, in what counts.
-REAL = {
-    596_049_920: dict(
-        model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu",
-        hidden_size=1024, intermediate_size=3072, max_position_embeddings=40960,
-        num_attention_heads=16, num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-06,
-        rope_scaling=None, rope_theta=1000000, sliding_window=None, tie_word_embeddings=True,
-        use_sliding_window=False, vocab_size=151936),
-    1_235_814_400: dict(
-        model_type="llama", attention_bias=False, head_dim=64, hidden_act="silu",
-        hidden_size=2048, intermediate_size=8192, max_position_embeddings=131072, mlp_bias=False,
-        num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, pretraining_tp=1,
-        rms_norm_eps=1e-05, rope_theta=500000.0, tie_word_embeddings=True, vocab_size=128256,
-        rope_scaling={"rope_type": "llama3", **LLAMA3, "factor": 32.0}),
-}
+REAL = {596_049_920: dict(
+            model_type="qwen3", attention_bias=False, head_dim=128, hidden_act="silu", hidden_size=1024,
+            intermediate_size=3072, max_position_embeddings=40960, num_attention_heads=16,
+            num_hidden_layers=28, num_key_value_heads=8, rms_norm_eps=1e-06, rope_scaling=None,
+            rope_theta=1000000, sliding_window=None, tie_word_embeddings=True,
+            use_sliding_window=False, vocab_size=151936),
+        1_235_814_400: dict(
+            model_type="llama", attention_bias=False, head_dim=64, hidden_act="silu", hidden_size=2048,
+            intermediate_size=8192, max_position_embeddings=131072, mlp_bias=False,
+            num_attention_heads=32, num_hidden_layers=16, num_key_value_heads=8, pretraining_tp=1,
+            rms_norm_eps=1e-05, rope_theta=500000.0, tie_word_embeddings=True, vocab_size=128256,
+            rope_scaling={"rope_type": "llama3", **LLAMA3, "factor": 32.0})}
 
 
 def config_of(config, folder):
@@ -191,10 +176,8 @@ def trained(**changes):
 QWEN3_LIKE = {"head_dim": 16, "qk_norm": True}
 
 
-@pytest.mark.parametrize("changes", [
-    {"rope_scaling": LLAMA3, "rope_theta": 1e4},
-    {**QWEN3_LIKE, "tie_embeddings": False, "norm_eps": 1e-3},
-])
+@pytest.mark.parametrize("changes", [{"rope_scaling": LLAMA3, "rope_theta": 1e4},
+                                     {**QWEN3_LIKE, "tie_embeddings": False, "norm_eps": 1e-3}])
 def test_saved_models_come_back_and_open_in_transformers(changes, tmp_path):
     """Broken if a weight, setting or code were lost, or transformers read the LM half otherwise."""
     model, folder = trained(**changes), tmp_path / "new" / "folder"
@@ -225,9 +208,6 @@ def test_trained_codes_keep_their_settings(tmp_path):
     save(model, tmp_path)  # over the other files
     other = GPT.from_pretrained(tmp_path, n_codes=6)
     assert (other.codebook.weight.shape, other.config.chunk) == ((6, 48), 3)
-    for impossible in ({"chunk": -1}, {"n_kodes": 3}):
-        with pytest.raises(ValueError, match=f"{tmp_path.name}.*{next(iter(impossible))}"):
-            GPT.from_pretrained(tmp_path, **impossible)
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -244,8 +224,7 @@ def test_trained_codes_keep_their_settings(tmp_path):
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
     ({"rope_scaling": {"type": "llama3", "factor": 8.0}}, "needs .*low_freq_factor.*'factor': 8.0"),
     ({"hidden_size": None}, "lacks hidden_size"),
-    ({"tie_word_embeddings": False}, "lm_head.weight"),
-])
+    ({"tie_word_embeddings": False}, "lm_head.weight")])
 def test_configs_that_this_gpt_would_compute_wrong(changes, words, tmp_path):
     """Broken if a field that changes results were ignored, or the error did not name it."""
     reference(tmp_path)
@@ -265,8 +244,7 @@ def shard(folder):
     ("norm.bias", lambda d: add(d / LM, "model.norm.bias", torch.zeros(48))),
     ("b.safetensors", shard),
     ("codes.safetensors: not a readable", lambda d: (d / CODES).write_bytes(b"")),
-    ("codes.safetensors: must hold.*with {}", lambda d: save_file(load_file(d / CODES), d / CODES)),
-])
+    ("codes.safetensors: must hold.*with {}", lambda d: save_file(load_file(d / CODES), d / CODES))])
 def test_folders_with_one_fault(words, spoil, tmp_path):
     """Broken if a damaged or foreign file loaded, or the error did not name it and the culprit."""
     save(trained(**QWEN3_LIKE), tmp_path)

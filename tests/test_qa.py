@@ -28,8 +28,7 @@ COLOSSEUM = "Is Mixed martial arts totally original from Roman Colosseum games?"
 STRATEGYQA = [
     {"question": COLOSSEUM, "answer": False,
      "facts": ["It takes from Judo.", " Judo is not ### from the #### Colosseum. ", ""]},
-    {"question": "Do mail carriers need multiple uniforms?", "answer": True, "facts": []},
-]
+    {"question": "Do mail carriers need multiple uniforms?", "answer": True, "facts": []}]
 PLACES = zip("ABCDE", ("bank", "library", "department store", "mall", "new york"))
 DOOR = "A revolving door is convenient, but also a security measure at a what?"
 COMMONSENSEQA = [
@@ -37,9 +36,7 @@ COMMONSENSEQA = [
         "stem": DOOR, "choices": [{"label": c, "text": place} for c, place in PLACES]}},
     {"answerKey": "B", "question": {
         "stem": "What do people aim to do at work? #######",
-        "choices": [{"label": "A", "text": "race\u2028track"},
-                    {"label": "B", "text": "populated areas"}]}},
-]
+        "choices": [{"label": "A", "text": "race\u2028track"}, {"label": "B", "text": "populated areas"}]}}]
 
 
 def write(path, value):
@@ -116,8 +113,7 @@ PUBLISHED = {  # rows of train, val, test: carved, but for ScienceQA's 465 witho
     "scienceqa": (273, 99, 93),
     "strategyqa": (1554, 259, 477),
     "strategyqa_filtered": (1932, 306, 583),
-    "commonsenseqa": (8775, 966, 1221),
-}
+    "commonsenseqa": (8775, 966, 1221)}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -147,13 +143,10 @@ def many(folder, order=1):
     write(folder / "train_rand_split.jsonl", items)
 
 
-@pytest.mark.parametrize("name, shares", [
-    ("strategyqa", dict(train=0.7, val=0.1, test=0.2)),
-    ("commonsenseqa", dict(train=0.9, val=0.1)),
-])
+@pytest.mark.parametrize("name, shares", [("strategyqa", dict(train=0.7, val=0.1, test=0.2)),
+                                          ("commonsenseqa", dict(train=0.9, val=0.1))])
 def test_carving(folder, name, shares):
-    """Broken if a row is in two splits or none, or another one than in published numbers: the hash
-    must not change, nor the order of the file matter."""
+    """Broken if a row is in two splits or none, or moves: by another hash, or by the file's order."""
     many(folder)
     splits = {split: [row["question"] for row in load(name, folder, split)] for split in shares}
     everything = [question for questions in splits.values() for question in questions]
@@ -177,12 +170,9 @@ def test_the_same_question_is_on_one_side(folder):
 
 # ---- errors
 
-READ_BY = {
-    "problems.json": ("scienceqa", SCIENCEQA),
-    "pid_splits.json": ("scienceqa", PID_SPLITS),
-    "strategyqa_train.json": ("strategyqa", STRATEGYQA),
-    "dev_rand_split.jsonl": ("commonsenseqa", COMMONSENSEQA),
-}
+READ_BY = {"problems.json": ("scienceqa", SCIENCEQA), "pid_splits.json": ("scienceqa", PID_SPLITS),
+           "strategyqa_train.json": ("strategyqa", STRATEGYQA),
+           "dev_rand_split.jsonl": ("commonsenseqa", COMMONSENSEQA)}
 PROBLEM, DEV = ", problem '3'", "dev_rand_split.jsonl"
 MALFORMED = [  # file, path to a value in it, the bad value, place named, the reason
     ("problems.json", ["3", "answer"], 3, PROBLEM, "an index into the 3 choices, got 3"),
@@ -193,8 +183,7 @@ MALFORMED = [  # file, path to a value in it, the bad value, place named, the re
     ("strategyqa_train.json", [1, "answer"], "yes", ", item 1", "must be true or false, got 'yes'"),
     (DEV, [1, "answerKey"], "C", ":2", "one of A, B, got 'C'"),
     (DEV, [1, "question", "choices", 0], "a", ":2", "expected an object"),
-    (DEV, [1, "question", "choices", 1, "label"], "A", ":2", "got A, A"),
-]
+    (DEV, [1, "question", "choices", 1, "label"], "A", ":2", "got A, A")]
 
 
 @pytest.mark.parametrize("file, keys, bad, place, reason", MALFORMED)

@@ -42,12 +42,13 @@ def run_folder(folder, model, analysis=True, graded=True):
     C = model.config.n_codes
     (folder / "config.json").write_text(json.dumps(
         {"method": HOSTILE, "data": "wordproblems", "lr": 1e-3, "code_lr": 1e-2, "seed": 0}))
-    lines = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": 0.01 * math.sin(i), "perplexity": C - 1 / i,
-              "usage": [(1 + k) / sum(range(C + 1)) for k in range(C)], "seconds": 0.1 * i} for i in range(1, 451)]
+    usage = [(1 + k) / sum(range(C + 1)) for k in range(C)]
+    lines = [{"step": i, "loss": 2 / i, "generalist": 1 / i, "info_gain": 0.01 * math.sin(i),
+              "perplexity": C - 1 / i, "usage": usage, "seconds": 0.1 * i} for i in range(1, 451)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not analysis:
         return folder
-    arms = {name: {"nats_minus_on": [0.01 * i, 0.01 * i - 0.02, 0.01 * i + 0.02]} for i, name in enumerate(ARMS, 1)}
+    arms = {name: {"nats_minus_on": [i / 99, i / 99 - 0.02, i / 99 + 0.02]} for i, name in enumerate(ARMS, 1)}
     arms["on"] = {"nats": 0.5}
     for arm in arms.values() if graded else ():
         arm |= {"strict": 0.5, "strict_minus_on": [-0.1, -0.2, 0.0]}
@@ -106,7 +107,7 @@ def elements(page):
 
 
 def test_counterfactuals_are_those_of_whole_forward_passes():
-    """Broken if a chunk's numbers under some code were not those of the model run with exactly these codes."""
+    """Broken if a chunk's numbers under a code were not those of the model run with exactly these codes."""
     model = make()
     ids, _ = encode_row(rows()[0], ENC)
     idx, after = torch.tensor([ids[:-1]]), torch.tensor([ids[1:]])
@@ -129,11 +130,12 @@ def test_counterfactuals_are_those_of_whole_forward_passes():
         assert [*chunk["nats"], chunk["off"]] == pytest.approx(expected, abs=2e-4)
         assert chunk["routed"] == pytest.approx(expected[chunk["code"]], abs=2e-4)
         assert max(expected) - min(expected) > 0.01, "codes must matter, or nothing is tested"
-        assert sum(chunk["probs"]) == pytest.approx(1) and max(chunk["probs"]) == chunk["probs"][chunk["code"]]
+        assert sum(chunk["probs"]) == pytest.approx(1)
+        assert chunk["probs"][chunk["code"]] == max(chunk["probs"])
 
 
 def test_chunks_join_to_the_text(elements):
-    """Broken if a character cut by a chunk's border, or any text of a problem, were lost or doubled on the page."""
+    """Broken if any text, such as a character cut by a chunk's border, were lost or doubled."""
     ids = ENC.encode_ordinary(HOSTILE * 2)
     assert any("\ufffd" in ENC.decode(ids[i : i + K]) for i in range(0, len(ids), K)), "no character is cut"
     for start in (0, 1, 2):
@@ -182,9 +184,10 @@ def test_page_is_inert_and_alone(page, elements):
     assert not re.search(r"https?:|@import|url\(|//\w", text), "a resource from elsewhere"
     tags = [tag for tag, _, _ in elements.found]
     assert tags.count("script") == 2 and not {"img", "link", "iframe", "object", "base", "form"} & set(tags)
-    for tag, attrs, _ in elements.found:
-        assert not [a for a in attrs if a.startswith("on") or a in ("src", "style", "srcdoc", "href")], (tag, attrs)
-    [policy] = [a["content"] for _, a, _ in elements.found if a.get("http-equiv") == "Content-Security-Policy"]
+    names = {name for _, attrs, _ in elements.found for name in attrs}
+    assert not {"src", "style", "srcdoc", "href"} & names and not [a for a in names if a.startswith("on")]
+    metas = [attrs for tag, attrs, _ in elements.found if tag == "meta"]
+    [policy] = [a["content"] for a in metas if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy.startswith("default-src 'none'; ") and "unsafe" not in policy and "*" not in policy
     data = json.loads(elements.texts("script", id="data")[0])
     assert "".join(chunk["t"] for chunk in data[2]).count(HOSTILE) == 2
@@ -263,15 +266,16 @@ def tab(page):
 
 
 def check_panel(tab, number, i):
-    """The panel must hold the numbers of chunk i of a problem as the model gives them, the best code first."""
+    """The panel must hold the model's numbers of chunk i of a problem, the best code first."""
     chunk = counterfactuals(make(), encode_row(rows()[number], ENC)[0])[i]
     panel, own = tab.locator(".panel").nth(number), chunk["code"]
     text = f"Chunk {i}: code {own}, router probability {100 * chunk['probs'][own]:.1f} %"
     assert panel.text_content().startswith(text)
     shown = panel.locator("li").evaluate_all("all => all.map(li => [...li.children].map(e => e.textContent))")
     gains = {k: float(text.replace("\u2212", "-").replace("routed", "0")) for k, text in shown}
-    true = {str(k): n - chunk["routed"] for k, n in enumerate(chunk["nats"])} | {"off": chunk["off"] - chunk["routed"]}
-    assert gains == pytest.approx(true, abs=2e-4) and list(gains.values()) == sorted(gains.values(), reverse=True)
+    nats = {**{str(k): n for k, n in enumerate(chunk["nats"])}, "off": chunk["off"]}
+    assert gains == pytest.approx({k: n - chunk["routed"] for k, n in nats.items()}, abs=2e-4)
+    assert list(gains.values()) == sorted(gains.values(), reverse=True)
     assert [k for k, text in shown if "routed" in text] == [str(own)]
 
 
@@ -286,6 +290,7 @@ def test_keys_and_pointer_show_the_right_chunk(tab):
         assert tab.evaluate(focused) == f"{chunk.get_attribute('data-c')}|{chunk.text_content()}"
         check_panel(tab, 0, i)
     tab.keyboard.press("Tab")  # to the next problem, not through a hundred chunks
-    assert tab.evaluate("document.activeElement.closest('article').querySelector('h3').textContent") == "Problem 2"
+    heading = "document.activeElement.closest('article').querySelector('h3').textContent"
+    assert tab.evaluate(heading) == "Problem 2"
     tab.locator("[role=listbox]").nth(2).locator("[role=option]").nth(4).hover()
     check_panel(tab, 2, 4)

@@ -52,8 +52,7 @@ def test_numbers_against_scikit_learn_and_by_hand():
 
 def brute_force(codes, labels):
     """(purity, information in bits, the same given the position) of lists, with dictionaries."""
-    triples = [(k, y, t) for own, known in zip(codes, labels)
-               for t, (k, y) in enumerate(zip(own, known))]
+    triples = [(k, y, t) for own, known in zip(codes, labels) for t, (k, y) in enumerate(zip(own, known))]
 
     def information(pairs):
         n, joint = len(pairs), Counter(pairs)
@@ -95,12 +94,10 @@ def test_a_code_that_always_fires_at_one_position_looks_pure():
 
 
 def test_codes_that_mean_nothing():
-    """Broken if the bias of small samples, rows that end early, or the most striking of many pairs
-    pass for a signal."""
+    """Broken if small samples, rows that end early or the most striking of many pairs pass for signal."""
     rng, found, best = np.random.default_rng(2), [], []
     for _ in range(20):  # labels with gaps, rows of 2 to 20 tokens, codes of position and chance
-        labels = [[None if rng.random() < 0.2 else y for y in row]
-                  for row in at_positions(rng, 40, 20, 18)]
+        labels = [[None if rng.random() < 0.2 else y for y in row] for row in at_positions(rng, 40, 20, 18)]
         codes = [[(t + int(rng.integers(3))) % 6 for t in range(len(row))] for row in labels]
         s = routing(codes, labels, minimum=10, permutations=100)
         assert s["bits_beyond_position"]["observed"] > 0.03

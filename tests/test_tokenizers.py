@@ -61,23 +61,19 @@ def tiny_spec(family):
         vocab_size=400, special_tokens=first, show_progress=False,
         initial_alphabet=sorted(set(byte_alphabet()) - missing))
     reference.train_from_iterator([Path(__file__).read_text(encoding="utf-8")] * 2, trainer)
-    spec = json.loads(reference.to_str())
-    vocab, model = spec["model"]["vocab"], spec["model"]
     if family == "llama3":  # all ways to make a token are merges; a begin token before every text
         last = ["<|begin_of_text|>", "<|end_of_text|>"]
-        model["ignore_merges"] = True
+        spec = json.loads(reference.to_str())
+        vocab = spec["model"]["vocab"]
         vocab["zqxjk"] = len(vocab)
         ways = [(t[:i], t[i:]) for t in sorted(vocab, key=vocab.get) for i in range(1, len(t))]
-        model["merges"] = [f"{a} {b}" for a, b in ways if a in vocab and b in vocab]
-        begin = {"id": last[0], "ids": [len(vocab)], "tokens": last[:1]}
-        one = [{"SpecialToken": {"id": last[0], "type_id": 0}},
-               {"Sequence": {"id": "A", "type_id": 0}}]
-        spec["post_processor"] = {"type": "TemplateProcessing", "single": one, "pair": one * 2,
-                                  "special_tokens": {last[0]: begin}}
-    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    spec["added_tokens"] += [{"id": len(vocab) + i, "content": token, **flags}
-                             for i, token in enumerate(last)]
-    return spec
+        merges = [f"{a} {b}" for a, b in ways if a in vocab and b in vocab]
+        spec["model"] |= {"ignore_merges": True, "merges": merges}
+        reference = tokenizers.Tokenizer.from_str(json.dumps(spec))
+        reference.post_processor = tokenizers.processors.TemplateProcessing(
+            single=f"{last[0]} $A", special_tokens=[(last[0], len(vocab))])
+    reference.add_special_tokens(last)
+    return json.loads(reference.to_str())
 
 
 def load_both(path):
@@ -165,8 +161,7 @@ REFUSED = {  # case: (family, change, words)
     "an id twice": ("qwen3", at("model", "vocab", "a", value=7), "are not 0 to 401, each once"),
     "merge order": ("qwen3", swap_merges, MERGES),
     "llama3's merge order": ("llama3", swap_merges, MERGES),
-    "whole pieces": ("llama3", at("model", "ignore_merges", value=False), MERGES),
-}
+    "whole pieces": ("llama3", at("model", "ignore_merges", value=False), MERGES)}
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -194,11 +189,8 @@ def test_files_that_are_no_tokenizer(tmp_path):
 
 # ---- the real ones
 
-KNOWN = {  # tokens, begin, end
-    "smollm2": (49152, None, 0),
-    "qwen3": (151669, None, 151643),
-    "llama3": (128256, 128000, 128001),
-}
+# tokens, begin, end
+KNOWN = {"smollm2": (49152, None, 0), "qwen3": (151669, None, 151643), "llama3": (128256, 128000, 128001)}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
