@@ -319,7 +319,7 @@ class GPT(nn.Module):
         punishes repetition). Which of them is a*:
 
             select "likelihood" (the paper): the one with the greatest log p(x | a), summed over the row;
-            select "joint": with the greatest log p(x | a) + log p(a | x), the router's argmax among them;
+            select "joint": with the greatest log p(x | a) + log p(a | x), where the router's argmax replaces one;
             select "greedy": the router's argmax, nothing is drawn and policy is 0, so that the prior
                 alone trains the router: the control that shows what searching adds.
 
