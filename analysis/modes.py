@@ -152,7 +152,7 @@ def table(lines):
              "best share of each way under one code", "seeds with all >= .98", "information of the code", "bits a row"]]
     for label, group in groups.items():
         cells = [label, str(len(group)), mean([accuracy(line, "off") for line in group])]
-        votes = [line["study"]["vote"] for line in group if "vote" in line["study"]]
+        votes = [line["study"]["vote"] for line in group if "vote" in line.get("study", ())]
         cells.append(", ".join(f"{mean([100 * v[t] for v in votes])} (T = {t})" for t in votes[0]) if votes else "")
         plain = Counter("".join(line["ways"]["off"] for line in group))
         ways = ", ".join(f"{way} {100 * n / plain.total():.0f} %" for way, n in plain.most_common())
@@ -166,7 +166,8 @@ def table(lines):
         held = sum(len(s) > 1 and min(s.values()) >= 0.98 for s, _ in controls)
         cells.append(f"{held} of {len(group)}")
         cells.append(mean([info for _, info in controls], ".2f"))
-        cells.append(mean([line["study"]["bits"] for line in group], ".2f"))
+        bits = [line["study"]["bits"] for line in group if "study" in line]
+        cells.append(mean(bits, ".2f") if bits else "")
         rows.append(cells)
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))  # without empty columns
     rows.insert(1, ["---"] * len(rows[0]))

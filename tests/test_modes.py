@@ -56,7 +56,8 @@ def test_a_folder_of_mixed_answers(tmp_path, capsys):
     """Broken if data/modes.py wrote a folder that --data cannot read."""
     make_folder(["wordproblems", "worked", "short", "--rows", "20", "--out", str(tmp_path / "mixed")])
     rows = load_rows(str(tmp_path / "mixed"), "train")
-    assert {way_of(row["answer"]) for row in rows} == {"worked", "short"} and len(rows) == 20
+    assert {row["way"] for row in rows} == {"worked", "short"} and len(rows) == 20
+    assert all(way_of(row["answer"]) == row["way"] for row in rows)
     assert all(way_of(row["answer"]) == "worked" for row in load_rows(str(tmp_path / "mixed"), "test", 20))
 
 
