@@ -129,7 +129,8 @@ def measure(name, label, flags, seed):
             raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
     line["device"], line["torch"] = plumbing.find_device("auto")[0], torch.__version__
-    if name.startswith("modes"):
+    if name.startswith("modes"):  # its table reads verdicts and ways
+        del line["nll"]
         line["study"] = modes.study(out, len(line["tokens"]), votes=name == "modes")
     (HERE / "results").mkdir(exist_ok=True)
     with LOCK, open(HERE / "results" / f"{name}.jsonl", "a", encoding="utf-8") as f:
@@ -147,8 +148,7 @@ def read_run(out):
         summary, records = json.loads(each.read_text(encoding="utf-8")), read_lines(each.with_suffix(".jsonl"))
     line = {"steps": steps, "seconds": seconds, "tokens": [r["tokens"] for r in records], "nll": {}}
     for arm in summary["arms"]:
-        if not arm.startswith("code "):
-            line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
+        line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
         if "strict" in records[0][arm]:
             verdicts = "".join(str(int(r[arm]["strict"])) for r in records)
             line.setdefault("strict", {})[arm] = verdicts  # "0110...", a digit for each problem
