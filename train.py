@@ -266,7 +266,6 @@ def train(args):
         if rank == 0:
             line = {"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}
             log.write(json.dumps(line) + "\n")
-            log.flush()
             bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("loss", "info_gain", "active") if k in metrics})
             if step % args.save_every == 0 or step == steps or interrupted:
                 plumbing.write_checkpoint(ckpt, {

@@ -171,7 +171,7 @@ def open_folder(out, flags, tokenizer, step):
     metrics = out / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     write_text(metrics, "".join(line + "\n" for line in lines[:step]))
-    return open(metrics, "a", encoding="utf-8")
+    return open(metrics, "a", encoding="utf-8", buffering=1)  # each line is written at once
 
 
 def write(path, save):
