@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
 from data.modes import way_of
-from data.tokens import encode_row, end_token, load_rows
+from data.tokens import encode_row, encode_rows, end_token, load_rows
 from eval import bootstrap, decode, each_code, grade, likelihood, load_run
 
 
@@ -92,8 +92,8 @@ def halves(model, enc, rows, seed=0):
     first half of a row's answer is likeliest, against another row's: (the difference in nats per
     token of the second half, its 95 % interval, each code's share).
     """
-    items = [encode_row(row, enc) for row in rows]
-    items = [(ids, n) for ids, n in items if len(ids) - 1 <= model.config.block_size and len(ids) - n > 3]
+    items, _ = encode_rows(rows, enc, model.config.block_size)
+    items = [(ids, n) for ids, n in items if len(ids) - n > 3]
     middle = [(n + len(ids)) // 2 for ids, n in items]
     arms = each_code(model)
     first, _ = likelihood(model, [(ids[:m], n) for (ids, n), m in zip(items, middle)], arms)

@@ -27,6 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from analysis import modes  # noqa: E402
 from data import plumbing  # noqa: E402
+from data.files import read_jsonl  # noqa: E402
 from eval import bootstrap  # noqa: E402
 
 # Rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
@@ -160,7 +161,7 @@ def read_run(out):
 
 
 def read_lines(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [item for _, item in read_jsonl(path)]
 
 
 def load(name):

@@ -17,8 +17,7 @@ from data.tokens import load_encoding
 from dlr import GPT, GPTConfig
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
-# Trained codes need these:
-CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")
+CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
 BASE = Path(__file__).parent / "wordproblems_base.pt"
 BASE_SHAPE = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
 
@@ -87,10 +86,9 @@ def build(config, weights, source, **overrides):
     trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
     if trained:
         for name in CODE_SETTINGS:
-            there = config[name]
-            wanted = overrides.pop(name, there)
-            if wanted != there:
-                raise ValueError(f"{source}: codes trained with {name} {there} do not work with {wanted}")
+            wanted = overrides.pop(name, config[name])
+            if wanted != config[name]:
+                raise ValueError(f"{source}: codes trained with {name} {config[name]} do not work with {wanted}")
     try:
         model = GPT(GPTConfig(**{**config, **overrides}))
         if not trained:

@@ -194,7 +194,7 @@ def test_a_manner_is_what_both_halves_of_an_answer_share(lasting, monkeypatch):
         return {arm: torch.tensor(nll[code]).numpy() * tokens for code, arm in enumerate(arms)}, tokens
 
     monkeypatch.setattr(modes, "likelihood", fake)
-    monkeypatch.setattr(modes, "encode_row", lambda row, enc: (row, 10))
+    monkeypatch.setattr(modes, "encode_rows", lambda rows, enc, size: ([(row, 10) for row in rows], 0))
     rows = [[i, i // 2] + [5] * 28 for i in range(400)]
     (difference, low, high), share = modes.halves(model_of(2), ENC, rows)
     assert share == [0.5, 0.5]
