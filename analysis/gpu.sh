@@ -5,6 +5,6 @@ set -eu
 python train.py --out runs/gpu-main
 python tests/bench.py
 python tests/bench.py data/smollm2
-python data/modes.py gsm8k worked short --out data/gsm8k-modes
+[ -d data/gsm8k-modes ] || python data/modes.py gsm8k worked short --out data/gsm8k-modes
 python analysis/runs.py modes_gsm8k --jobs 4
 python analysis/runs.py gsm8k_gpu --jobs 4

@@ -90,6 +90,10 @@ EXPERIMENTS = {
         "SFT, 5.5 epochs": f"{MODES} --data modes --method sft --epochs 5.5",  # DLR's compute with N = 2
         "DLR": f"{MODES} --data modes {CODES} {TWO}",
     }),
+    "modes_plain": ([0, 1, 2], {  # the same flags where every answer is worked: is it the data?
+        "SFT": f"{MODES} --method sft",
+        "DLR": f"{MODES} {CODES} {TWO}",
+    }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
         "DLR": f"--eval_split test --eval_rows 150 --data modes3 {CODES} --n_codes 8 --n_rollouts 8",

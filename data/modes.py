@@ -5,12 +5,13 @@ code can carry what the prompt cannot (README, "What codes can carry").
     worked   the whole solution, as it is
     terse    its calculations alone: <<12+7=19>> a line, then #### 19
     short    the last line alone: #### 19
-    wrong    the whole solution, its first result wrong and carried through to the end
+    wrong    the whole solution, one result wrong, the first if possible, and carried through to the end
 
 `--data modes` is word problems told worked or short, `modes3` worked, terse or short, `modes_wrong` worked or
 wrong. In `modes_told` the question says whether its answer is worked or short, which is what a model
-could know at best; its val and test ask for worked ones. The training rows keep the name of their way
-in row["way"], which training never reads. The same for GSM8K, as a folder for train.py --data:
+could know at best; its val and test ask for worked ones. Only training rows are mixed: all val and test
+answers are worked and right. row["way"] keeps the name of a training row's way, for the analysis. The same
+for GSM8K, as a folder for train.py --data:
 
     python data/modes.py gsm8k worked short --rows 300 --out data/gsm8k-modes
 """
@@ -40,20 +41,39 @@ def tell(answer, way):
 
 
 def make_wrong(answer):
-    """A word problem's answer whose first result is off by 1 to 9, and all that follows from it."""
+    """A word problem's answer with one result too large, the first where that can be, carried through to the end."""
+    offsets = list(range(1, 40))
+    random.Random(answer).shuffle(offsets)
+    for at in range(answer.count("<<")):
+        for offset in offsets:
+            wrong = carry_through(answer, at, offset)
+            if wrong is not None:
+                return wrong
+    raise ValueError(f"no wrong result can be carried through {answer!r}")
+
+
+def carry_through(answer, at, offset):
+    """
+    The answer with its result number `at` raised by `offset` and all later lines calculated anew, or None if a
+    result is then below 1 or no whole number, or if the last one is right all the same.
+    """
     now = {}  # what has become of a right result
-    lines = answer.split("\n")
-    for i, line in enumerate(lines[:-1]):
+    *lines, last_line = answer.split("\n")
+    for i, line in enumerate(lines):
         a, op, b, right = re.search(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", line).groups()
         x, y = now.get(a, a), now.get(b, b)
+        if op == "/" and int(x) % int(y) != 0:
+            return None
         result = {"+": int(x) + int(y), "-": int(x) - int(y), "*": int(x) * int(y), "/": int(x) // int(y)}[op]
-        if i == 0:
-            result += random.Random(answer).randint(1, 9)
-        now[right] = str(abs(result))
+        if i == at:
+            result += offset
+        if result < 1:
+            return None
+        now[right] = str(result)
         lines[i] = line.replace(f"{a}{op}{b}", f"{x}{op}{y}")
         lines[i] = lines[i].replace(f"={right}>>{right}", f"={now[right]}>>{now[right]}")
-    final = lines[-1].removeprefix("#### ")
-    return "\n".join([*lines[:-1], f"#### {now[final]}"])
+    final = last_line.removeprefix("#### ")
+    return "\n".join([*lines, f"#### {now[final]}"]) if now[final] != final else None
 
 
 def way_of(text):
@@ -98,6 +118,8 @@ def main(argv=None):
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     args = parser.parse_args(argv)
     with plumbing.one_line_errors("modes.py"):
+        if (args.out / "test.jsonl").exists():
+            raise ValueError(f"--out {args.out} already holds data; choose another folder")
         args.out.mkdir(parents=True, exist_ok=True)
         for split in ("train", "val", "test"):
             rows = load_rows(args.data, split, (args.rows or None) if split == "train" else None, args.seed)

@@ -1,6 +1,7 @@
 """Data answered in several ways, codes that last a whole row, and codes forced one by one."""
 
 import math
+import re
 import sys
 from collections import Counter
 from pathlib import Path
@@ -32,10 +33,20 @@ def test_the_ways_of_telling_an_answer():
     for way in ("worked", "terse", "short"):
         assert way_of(" " + tell(ANSWER, way)) == way
     assert way_of("Mia had 12+7 = <<12+7=") == "none"
+
+
+def test_a_wrong_number_is_carried_through():
+    """Broken if a "wrong" answer were right after all, or wrong in more than one calculation."""
     wrong = make_wrong(ANSWER).split("\n")  # the first result is off, the rest follows from it
     first = int(wrong[0].partition(">>")[2].split()[0])
-    assert 20 <= first <= 28
+    assert first > 19
     assert wrong[1:] == [f"Tom had {first}*2 = <<{first}*2={2 * first}>>{2 * first} shells.", f"#### {2 * first}"]
+    calculate = {"+": int.__add__, "-": int.__sub__, "*": int.__mul__, "/": int.__truediv__}
+    for row in load_rows("wordproblems", "train", 300):
+        wrong = make_wrong(row["answer"])
+        found = re.findall(r"<<(\d+)([-+*/])(\d+)=(\d+)>>", wrong)
+        assert sum(calculate[op](int(a), int(b)) != int(result) for a, op, b, result in found) == 1
+        assert not wrong.endswith(f"#### {row['final']}")
 
 
 def test_only_training_answers_are_mixed():
