@@ -165,7 +165,7 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
         raise ValueError(f"none of the {len(rows)} rows fits the context of {model.config.block_size} tokens")
     if generate:
         check_golds(kept)
-    nll, counts = likelihood(model, items, arms, seed=seed)
+    nll, counts = likelihood(model, items, arms, min(batch_size, 32), seed)
     if generate:
         prompts = [ids[:n_prompt] for ids, n_prompt in items]
         texts = answer(model, enc, prompts, arms, max_new_tokens, batch_size, seed)

@@ -51,13 +51,13 @@ def parse(argv):
 
     flag("method", "dlr", "dlr; controls: static (one code), random_router (untrained router), frozen "
          "(untrained LM), sft (no codes); pretrain: a base model", choices=METHODS)
-    flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder with train.jsonl, test.jsonl")
+    flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder of train.jsonl, val.jsonl, test.jsonl")
     flag("init_from", "base", "base (embedded), scratch, a .pt checkpoint, or a Hugging Face folder")
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
     flag("resume", False, "go on with the run in --out, under its own flags")
     flag("tiny", False, "a short version: few rows, steps and test problems")
     flag("baseline", True, "after dlr, also train sft under the same budget and print it beside")
-    flag("seed", 0, "of everything random: order, search, router init")
+    flag("seed", 0, "of the order of rows, the search and the router's start; the rows are always the same")
     flag("device", "auto", "where to run", choices=["auto", "cpu", "cuda", "mps"])
     flag("dtype", "auto", "of matrix products; auto: bfloat16 on a GPU", ["auto", "float32", "bfloat16"])
     # budget
@@ -128,7 +128,7 @@ def parse(argv):
 
 
 def learning_rate(step, steps):
-    """The fraction of the peak rate at step 0..steps-1: linear warm-up, then a cosine to 0."""
+    """The fraction of the peak rate at step 0..steps-1: linear warm-up, then a cosine towards 0."""
     warmup = WARMUP * steps
     if step + 1 <= warmup:
         return (step + 1) / warmup
@@ -210,8 +210,9 @@ def train(args):
     interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
     if world == 1:
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
+    last = step == steps  # of the budget, or as the user has interrupted
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
-    while step < steps and not interrupted:
+    while not last:
         start = time.time()
         # learning rate
         rate = learning_rate(step, steps)
@@ -250,12 +251,13 @@ def train(args):
             if params:
                 metrics[name] = torch.nn.utils.clip_grad_norm_(params, CLIP).item()
         if not all(map(math.isfinite, metrics.values())):
-            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); a lower --lr or "
-                                     f"--code_lr may help; the last checkpoint in {out} is kept")
+            raise FloatingPointError(f"step {step}: loss or gradient is not finite ({metrics}); a new run with a "
+                                     f"lower --lr or --code_lr may help; {out} is kept as last saved")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.time() - start
+        last = step == steps or bool(interrupted)
 
         # log, show, save
         if usage is not None:
@@ -267,7 +269,7 @@ def train(args):
             line = {"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}
             log.write(json.dumps(line) + "\n")
             bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("loss", "info_gain", "active") if k in metrics})
-            if step % args.save_every == 0 or step == steps or interrupted:
+            if step % args.save_every == 0 or last:
                 plumbing.write_checkpoint(ckpt, {
                     "config": dataclasses.asdict(model.config), "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
@@ -276,8 +278,7 @@ def train(args):
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
-        say(f"interrupted at step {step}; go on with: python train.py --resume --out {args.out}")
-        sys.exit(130)
+        raise KeyboardInterrupt
     return model, enc, round(seconds, 3)
 
 
@@ -301,6 +302,7 @@ def run(args):
         plumbing.save_base(model, out / "base.pt")
     if not held_out:
         return None
+    model.eval()
     with plumbing.precision(args.dtype, model.cos.device.type):
         summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens,
                                     seed=args.seed, choose_on=val)
@@ -313,10 +315,17 @@ def run(args):
 def main(argv=None):
     with plumbing.one_line_errors("train.py"):
         args = parse(sys.argv[1:] if argv is None else argv)
-        runs = {args.method: run(args)}
-        if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
-            sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
-            runs["sft"] = run(sft)
+        try:
+            runs = {args.method: run(args)}
+            if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
+                sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
+                runs["sft"] = run(sft)
+        except KeyboardInterrupt:
+            if (Path(args.out) / "config.json").exists():
+                print(f"interrupted; go on with: python train.py --resume --out {args.out}")
+            raise  # exit status 130
+    if int(os.environ.get("RANK", 0)) > 0:
+        return
     runs = {name: result for name, result in runs.items() if result}
     if runs:
         print(table({name: summary for name, (summary, _) in runs.items()}))

@@ -26,7 +26,7 @@ def load_checkpoint(path):
     """The dict that train.py saved, on the CPU, with its "path". ValueError on a foreign or cut file."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
+    except OSError:  # not there, or not to be read
         raise
     except Exception as e:  # torch.load fails in many ways on a truncated or foreign file
         raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); truncated or foreign") from e

@@ -77,7 +77,7 @@ def load_encoding(name):
         spec = read_json(path)
         try:
             pattern, ranks, special = _read_tokenizer(spec)
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             family = "not a tokenizer of SmolLM2, Qwen3 or Llama-3"
             raise ValueError(f"{path}: {family}: {error}") from None
     return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
@@ -252,7 +252,7 @@ def load_rows(data, split, n=None, seed=0, at_most=False):
         rows = _gsm8k(split)
     else:
         path = os.path.join(data, f"{split}.jsonl")
-        rows = _read_rows(path, "data is a name (see --help) or a folder")
+        rows = _read_rows(path, "data is a name (see --help) or a folder with this file")
 
     if n is None or (at_most and n >= len(rows)):
         return rows
@@ -287,5 +287,5 @@ def _row(item):
     _, *finals = answer.split("####")
     if len(finals) != 1 or not finals[0].strip():
         raise ValueError(f"'answer' must end in one '####' and the final answer, got {answer[-60:]!r}")
-    way = {"way": item["way"]} if "way" in item else {}  # a name that only the evaluation reads, data/modes.py
+    way = {"way": item["way"]} if "way" in item else {}  # for the analysis, data/modes.py
     return {"question": question, "answer": answer, "final": finals[0].strip(), **way}

@@ -12,8 +12,8 @@ calculator annotation:
     Tom had 19*2 = <<19*2=38>>38 shells.
     #### 38
 
-Splits never share a number-masked question (digits -> '#'), whatever the seeds and sizes: a hash of
-the masked question decides whether a problem belongs to pretrain/train, to val or to the tests, and
+Training, val and tests never share a number-masked question (digits -> '#'), whatever the seeds and
+sizes: a hash of the masked question decides on whose side a problem belongs, and
 the generator draws until it fits. Only `test_templates` uses the frames and templates held out, and
 only `test_numbers` is given numbers from HELD_OUT_NUMBERS (factors stay within FACTORS, results may
 be anything up to max_value).
