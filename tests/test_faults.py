@@ -71,6 +71,18 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatc
         assert_same(whole[1], out)
 
 
+def test_ctrl_c_in_the_baseline_names_the_whole_run(tmp_path, monkeypatch, capsys):
+    """Broken if going on as told trained the sft half alone, without the comparison."""
+    small = [*small_run(tmp_path), "--rows", "8", "--epochs", "2", "--baseline", "--no-generate"]
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train.main([*small, "--out", str(tmp_path / "run")])
+    told = capsys.readouterr().out.split("go on with: python train.py ")[1].split()
+    train.main(told)
+    assert "dlr on - sft" in capsys.readouterr().out
+
+
 def bug():
     raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
