@@ -2,7 +2,8 @@
 What a code carries, on data answered in several ways (data/modes.py): which way do the answers go under
 each forced code, and what do the training rows say about the codes in hindsight?
 
-    python analysis/modes.py RUN [--rows 300]         # a run of train.py on --data modes, modes3, ...
+    python analysis/modes.py RUN [--rows 300]         # a run of train.py on --data modes, modes3, ...; on other
+                                                      # data: manners of writing that its codes found
     python analysis/runs.py modes --table             # all seeds
     python analysis/modes.py RUN --svg analysis/modes.svg     # README's picture: one of RUN's questions, and all seeds
 """
@@ -11,6 +12,7 @@ import argparse
 import html
 import json
 import math
+import re
 import sys
 import textwrap
 from collections import Counter
@@ -23,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
 from data.modes import way_of
-from data.tokens import encode_row, encode_rows, end_token, load_rows
+from data.tokens import encode_row, end_token, load_rows
 from eval import bootstrap, decode, each_code, grade, likelihood, load_run
 
 
@@ -45,6 +47,12 @@ def information(table):
 def prompts_of(rows, enc):
     items = [encode_row(row, enc) for row in rows]
     return [ids[:n_prompt] for ids, n_prompt in items]
+
+
+def fitting(rows, enc, model):
+    """The rows that the context holds, each with its (ids, n_prompt)."""
+    pairs = [(row, encode_row(row, enc)) for row in rows]
+    return [(row, item) for row, item in pairs if len(item[0]) - 1 <= model.config.block_size]
 
 
 def vote(model, enc, rows, temperature, n=8):
@@ -74,36 +82,60 @@ def first_chunk(model, enc, rows, code):
 def hindsight(model, enc, rows):
     """
     Which code makes each training row likeliest, the answer being known, and what it gains over no
-    code. Returns ({way: [rows for each code]}, bits a row). Rows too long for the context are left out.
+    code. Returns ({way: [rows for each code]}, bits a row).
     """
-    pairs = [(row, encode_row(row, enc)) for row in rows]
-    pairs = [(row, item) for row, item in pairs if len(item[0]) - 1 <= model.config.block_size]
-    arms, counts = each_code(model), {}
+    pairs, arms, counts = fitting(rows, enc, model), each_code(model), {}
     nll, _ = likelihood(model, [item for _, item in pairs], ["off", *arms])
     forced = np.stack([nll[arm] for arm in arms])  # (C, rows)
     for (row, _), code in zip(pairs, forced.argmin(0)):
-        counts.setdefault(row.get("way", "all"), [0] * len(arms))[code] += 1
+        counts.setdefault(row["way"], [0] * len(arms))[code] += 1
     return counts, float(np.mean(nll["off"] - forced.min(0)) / math.log(2))
 
 
-def halves(model, enc, rows, seed=0):
+def manners(model, enc, rows, seed=0):
     """
-    Does a code that fits the first half of an answer fit its second half? The code under which the
-    first half of a row's answer is likeliest, against another row's: (the difference in nats per
-    token of the second half, its 95 % interval, each code's share).
+    Rows whose ways, if there are any, have no names: does a code that fits the first half of an answer fit its
+    second half, too? And what do a code's rows look like?
+
+    Returns a dict. "second half": nats per token of the second halves under the code that makes the row's first
+    half likeliest, minus those under another row's such code, with a 95 % interval. "same": in how many rows one
+    code is the best for both halves, "by chance": if the halves had nothing to do with each other. "codes": for
+    each code its share of the rows (the whole answer being known), the means of their `marks`, and the three
+    answers that are most clearly its own.
     """
-    items, _ = encode_rows(rows, enc, model.config.block_size)
-    items = [(ids, n) for ids, n in items if len(ids) - n > 3]
-    middle = [(n + len(ids)) // 2 for ids, n in items]
+    pairs = fitting(rows, enc, model)
+    items = [(ids, n_prompt) for _, (ids, n_prompt) in pairs]
+    middle = [(n_prompt + len(ids)) // 2 for ids, n_prompt in items]
     arms = each_code(model)
-    first, _ = likelihood(model, [(ids[:m], n) for (ids, n), m in zip(items, middle)], arms)
-    second, tokens = likelihood(model, [(ids, m) for (ids, n), m in zip(items, middle)], arms)
-    fits = np.stack([first[arm] for arm in arms]).argmin(0)  # (rows,)
-    nll = np.stack([second[arm] for arm in arms]) / tokens  # (C, rows)
+    first, n_first = likelihood(model, [(ids[:m], n_prompt) for (ids, n_prompt), m in zip(items, middle)], arms)
+    second, n_second = likelihood(model, [(ids, m) for (ids, _), m in zip(items, middle)], arms)
+    first, second = np.stack([first[arm] for arm in arms]), np.stack([second[arm] for arm in arms])  # (C, rows)
+    fits, fits_second = first.argmin(0), second.argmin(0)  # (rows,)
     others = np.random.default_rng(seed).permutation(fits)
-    row = np.arange(len(fits))
-    share = np.bincount(fits, minlength=len(arms)) / len(fits)
-    return [*bootstrap(nll[fits, row], nll[others, row], tokens)], share.tolist()
+    row = np.arange(len(pairs))
+    gain = bootstrap(second[fits, row] / n_second, second[others, row] / n_second, n_second)
+    share, share_second = (np.bincount(best, minlength=len(arms)) / len(row) for best in (fits, fits_second))
+    found = {"rows": len(row), "second half": gain, "same": float((fits == fits_second).mean()),
+             "by chance": float(share @ share_second), "codes": []}
+
+    whole = (first + second) / (n_first + n_second)  # (C, rows), nats per token
+    lead = np.sort(whole, axis=0)[1] - whole.min(0)  # of the best code over the next
+    for code in range(len(arms)):
+        mine = np.flatnonzero(whole.argmin(0) == code)
+        answers = [pairs[i][0]["answer"] for i in mine[np.argsort(-lead[mine])]]
+        seen = [marks(answer) for answer in answers]
+        means = {mark: round(float(np.mean([m[mark] for m in seen])), 2) for mark in (seen or [{}])[0]}
+        found["codes"].append({"share": len(mine) / len(row), **means, "clearest": answers[:3]})
+    return found
+
+
+def marks(answer):
+    """What the eye sees of the manner in which a GSM8K answer is written: {mark: how much of it}."""
+    lines = re.sub(r"<<.*?>>", "", answer).strip().split("\n")[:-1] or [""]
+    return {"apart": any(re.search(r"\d [-+*/x] \$?\d", line) for line in lines),  # 5 + 3, not 5+3
+            "full stops": np.mean([line.rstrip().endswith(".") for line in lines]),
+            "First or Then": any(line.startswith(("First", "Then")) for line in lines),
+            "words a line": np.mean([len(line.split()) for line in lines])}
 
 
 def study(run, n_rows=300, votes=True):
@@ -113,9 +145,12 @@ def study(run, n_rows=300, votes=True):
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
-    counts, bits = hindsight(model, enc, load_rows(flags["data"], "train", n_rows, at_most=True))
+    train_rows = load_rows(flags["data"], "train", n_rows, at_most=True)
+    if "way" not in train_rows[0]:
+        return manners(model, enc, rows)
+    counts, bits = hindsight(model, enc, train_rows)
     found = {"hindsight": counts, "hindsight_information": information(np.transpose(list(counts.values()))),
-             "bits": bits, "halves": halves(model, enc, load_rows(flags["data"], "test", 600, at_most=True))}
+             "bits": bits}
     if model.config.chunk < model.config.block_size and model.config.n_codes <= 4:
         found["first_chunk"] = [first_chunk(model, enc, rows[:100], c) for c in range(model.config.n_codes)]
     return found
@@ -166,7 +201,7 @@ def table(lines):
         held = sum(len(s) > 1 and min(s.values()) >= 0.98 for s, _ in controls)
         cells.append(f"{held} of {len(group)}")
         cells.append(mean([info for _, info in controls], ".2f"))
-        bits = [line["study"]["bits"] for line in group if "study" in line]
+        bits = [line["study"]["bits"] for line in group if "bits" in line.get("study", ())]
         cells.append(mean(bits, ".2f") if bits else "")
         rows.append(cells)
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))  # without empty columns
