@@ -26,7 +26,7 @@ from data import plumbing
 from data.files import read_jsonl
 from data.modes import way_of
 from data.tokens import encode_row, end_token, load_rows
-from eval import bootstrap, decode, each_code, grade, likelihood, load_run
+from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
 
 
 def information(table):
@@ -100,8 +100,8 @@ def manners(model, enc, rows, seed=0):
     Returns a dict. "second half": nats per token of the second halves under the code that makes the row's first
     half likeliest, minus those under another row's such code, with a 95 % interval. "same": in how many rows one
     code is the best for both halves, "by chance": if the halves had nothing to do with each other. "codes": for
-    each code its share of the rows (the whole answer being known), the means of their `marks`, and the three
-    answers that are most clearly its own.
+    each code its share of the rows (the whole answer being known), the `marks` of their answers and the three that
+    are most clearly its own; "written": the marks of what the model answers to the first 100 under each code.
     """
     pairs = fitting(rows, enc, model)
     items = [(ids, n_prompt) for _, (ids, n_prompt) in pairs]
@@ -123,19 +123,22 @@ def manners(model, enc, rows, seed=0):
     for code in range(len(arms)):
         mine = np.flatnonzero(whole.argmin(0) == code)
         answers = [pairs[i][0]["answer"] for i in mine[np.argsort(-lead[mine])]]
-        seen = [marks(answer) for answer in answers]
-        means = {mark: round(float(np.mean([m[mark] for m in seen])), 2) for mark in (seen or [{}])[0]}
-        found["codes"].append({"share": len(mine) / len(row), **means, "clearest": answers[:3]})
+        found["codes"].append({"share": len(mine) / len(row), "marks": marks(answers), "clearest": answers[:3]})
+    texts = answer(model, enc, [ids[:n_prompt] for ids, n_prompt in items[:100]], ["off", *arms], 200)
+    found["written"] = {arm: marks(answers) for arm, answers in texts.items()}
     return found
 
 
-def marks(answer):
-    """What the eye sees of the manner in which a GSM8K answer is written: {mark: how much of it}."""
-    lines = re.sub(r"<<.*?>>", "", answer).strip().split("\n")[:-1] or [""]
-    return {"apart": any(re.search(r"\d [-+*/x] \$?\d", line) for line in lines),  # 5 + 3, not 5+3
-            "full stops": np.mean([line.rstrip().endswith(".") for line in lines]),
-            "First or Then": any(line.startswith(("First", "Then")) for line in lines),
-            "words a line": np.mean([len(line.split()) for line in lines])}
+def marks(answers):
+    """What the eye sees of the manner in which GSM8K answers are written: {mark: how much of it, in the mean}."""
+    seen = []
+    for text in answers:
+        lines = re.sub(r"<<.*?>>", "", text).strip().split("\n")[:-1] or [""]  # without the final answer
+        seen.append({"apart": any(re.search(r"\d [-+*/x] \$?\d", line) for line in lines),  # 5 + 3, not 5+3
+                     "full stops": np.mean([line.rstrip().endswith(".") for line in lines]),
+                     "First or Then": any(line.startswith(("First", "Then")) for line in lines),
+                     "words a line": np.mean([len(line.split()) for line in lines])})
+    return {mark: round(float(np.mean([m[mark] for m in seen])), 2) for mark in (seen or [{}])[0]}
 
 
 def study(run, n_rows=300, votes=True):

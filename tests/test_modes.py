@@ -207,18 +207,20 @@ def test_a_manner_is_what_both_halves_of_an_answer_share(lasting, monkeypatch):
     monkeypatch.setattr(modes, "likelihood", fake)
     pairs = [({"answer": f"No. {i}.\n#### 1"}, ([i, i // 2] + [5] * 28, 10)) for i in range(400)]
     monkeypatch.setattr(modes, "fitting", lambda *_: pairs)
+    monkeypatch.setattr(modes, "answer", lambda *_: {"code 0": ["Mia has 5+3 = 8.\n#### 8"]})
     found = modes.manners(model_of(2), ENC, None)
+    assert found["written"]["code 0"]["full stops"] == 1
     (difference, low, high), same = found["second half"], found["same"]
     assert -1.3 < difference < -0.7 if lasting else low < 0 < high  # half of the other rows fit, too
     assert (same, found["by chance"]) == (1.0 if lasting else 0.5, 0.5)
     for code in range(2) if lasting else ():
         mine = found["codes"][code]
-        assert mine["share"] == 0.5 and mine["full stops"] == 1.0 and mine["words a line"] == 2.0
+        assert mine["share"] == 0.5 and mine["marks"]["full stops"] == 1 and mine["marks"]["words a line"] == 2
         assert all(int(answer.split()[1][:-1]) % 2 == code for answer in mine["clearest"])
 
 
 def test_marks_of_a_manner():
     """Broken if the table of manners called a spaced "5 + 3" tight, or counted calculator annotations."""
-    tight = modes.marks("Tom had 5+3 = <<5 + 3=8>>8 pens\nThen he lost one.\n#### 7")
-    assert tight == {"apart": False, "full stops": 0.5, "First or Then": True, "words a line": 5.0}
-    assert modes.marks("He paid 5 x $3 = $15.\n#### 15")["apart"]
+    tight = "Tom had 5+3 = <<5 + 3=8>>8 pens\nThen he lost one.\n#### 7"
+    assert modes.marks([tight]) == {"apart": 0, "full stops": 0.5, "First or Then": 1, "words a line": 5}
+    assert modes.marks([tight, "He paid 5 x $3 = $15.\n#### 15"])["apart"] == 0.5
