@@ -208,9 +208,6 @@ def table(lines, reference=None):
         raise ValueError(f"no run is labelled {reference!r}; there are {', '.join(groups)}")
     base, tokens = groups[reference], np.array(lines[0]["tokens"], float)
 
-    def points(line, arm):
-        return np.array([100.0 * (digit == "1") for digit in line["strict"][arm]])
-
     def nats(line, arm):  # per answer token of each problem
         return np.array(line["nll"][arm]) / tokens
 
@@ -232,8 +229,8 @@ def table(lines, reference=None):
         coded = "on" in one["nll"]
         arm = "on" if coded else "off"
         cells = [label, str(len(group))]
-        for read, weights, form in ((points, None, ".1f"), (nats, tokens, ".4f")):
-            if read is points and "strict" not in one:
+        for read, weights, form in ((verdicts, None, ".1f"), (nats, tokens, ".4f")):
+            if read is verdicts and "strict" not in one:
                 cells += ["", "", ""]
                 continue
             cells.append(mean(group, read, "on", weights, form) if coded else "")
@@ -244,6 +241,28 @@ def table(lines, reference=None):
         cells.append(", ".join(map(str, sorted({line["steps"] for line in group.values()}))))
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
+
+
+def differences(lines):
+    """Text: accuracy under the code chosen on val minus that of each run without codes, a line each, common seeds."""
+    runs = {(line["label"], line["seed"]): line for line in lines}
+    labels = list(dict.fromkeys(line["label"] for line in lines))
+    coded = [label for label in labels if any("chosen" in line for line in lines if line["label"] == label)]
+    out = []
+    for label in coded:
+        for plain in [plain for plain in labels if plain not in coded]:
+            seeds = [seed for name, seed in runs if name == label and (plain, seed) in runs]
+            a = [verdicts(runs[label, seed], runs[label, seed]["chosen"]) for seed in seeds]
+            b = [verdicts(runs[plain, seed], "off") for seed in seeds]
+            if seeds and len(a[0]) == len(b[0]):
+                points = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*over_seeds(a, b))
+                out.append(f"{label}, chosen code, minus {plain}: {points} points, {len(seeds)} seeds")
+    return "\n".join(out)
+
+
+def verdicts(line, arm):
+    """100 for each problem that was answered rightly, 0 for the others."""
+    return np.array([100.0 * (digit == "1") for digit in line["strict"][arm]])
 
 
 def main(argv=None):
@@ -278,7 +297,10 @@ def main(argv=None):
     order = list(settings)
     order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
-    print(modes.table(lines) if args.name.startswith("modes") else table(lines, args.reference))
+    if args.name.startswith("modes"):
+        print(modes.table(lines), differences(lines), sep="\n\n")
+    else:
+        print(table(lines, args.reference))
 
 
 if __name__ == "__main__":
