@@ -103,6 +103,8 @@ def manners(model, enc, rows, seed=0):
     each code its share of the rows (the whole answer being known), the `marks` of their answers and the three that
     are most clearly its own; "written": the marks of what the model answers to the first 100 under each code.
     """
+    if model.config.n_codes < 2:
+        raise ValueError("manners need at least 2 codes, this run has 1")
     pairs = fitting(rows, enc, model)
     items = [(ids, n_prompt) for _, (ids, n_prompt) in pairs]
     middle = [(n_prompt + len(ids)) // 2 for ids, n_prompt in items]
