@@ -99,7 +99,7 @@ EXPERIMENTS = {
         "DLR": f"--eval_split test --eval_rows 150 --data modes3 {CODES} --n_codes 8 --n_rollouts 8",
     }),
     "modes_why": ([0, 1, 2], {label: f"{WHY} {flags}" for label, flags in CHANGED.items()}),
-    "modes_wrong": ([0, 1, 2], {
+    "modes_wrong": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes_wrong --method sft",
         "DLR": f"{MODES} --data modes_wrong {CODES} {TWO}",
     }),
