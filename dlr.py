@@ -32,6 +32,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+SWITCH_COST = 0.5  # nats; select="path": what a change of code must bring
+
 
 @dataclass
 class GPTConfig:
@@ -222,7 +224,9 @@ class GPT(nn.Module):
             return self.router(h)
 
     def steer(self, h, codes, start=0):
-        """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M)."""
+        """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M) or an int."""
+        if isinstance(codes, int):  # one code everywhere: a constant
+            return h + self.config.steer_scale * self.codebook.weight[codes]
         chunk_of = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
         return h + self.config.steer_scale * self.codebook(codes[:, chunk_of])
 
@@ -234,7 +238,8 @@ class GPT(nn.Module):
         """
         idx (B, T): token ids; rows of unequal length are padded on the right.
         targets (B, T): targets[b, t] is the token after idx[b, t], or -1 where nothing is graded.
-        codes: None = the router's argmax, "off" = the plain LM, LongTensor (B, M) = these codes.
+        codes: None = the router's argmax, "off" = the plain LM, an int = that code everywhere,
+            LongTensor (B, M) = these codes.
 
         Returns (logits, loss). Without targets: logits (B, T, V), loss None. With targets: logits
         (L, V) of the labelled positions, and their mean cross-entropy in nats (0 if there are none).
@@ -268,41 +273,37 @@ class GPT(nn.Module):
 
     # ---- Training: search, select, update (paper, section 3). ------------------------------------
     @torch.no_grad()
-    def _search(self, h, z, targets, n_rollouts, temperature, select, persistence=0.0):
+    def _search(self, h, z, targets, n_rollouts, temperature, select, switch_cost):
         """SEARCH and SELECT from states h (B, T, H) and routing logits z (B, M, C) -> codes (B, M)."""
         if select == "greedy":
             return z.argmax(-1)
-        # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
-        gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
-        codes = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
-        if persistence > 0:  # a chunk may copy its predecessor; the first takes the codes in turn
-            C, turn = z.size(-1), torch.arange(n_rollouts, device=z.device)[:, None]
-            if n_rollouts < C:  # start anywhere, or the last codes would never be tried
-                turn = turn + torch.randint(C, (z.size(0),), device=z.device)
-            codes[:, :, 0] = turn % C  # (N, B)
-            chunk = torch.arange(z.size(1), device=z.device)
-            fresh = torch.rand(codes.shape, device=z.device) >= persistence
-            codes = codes.gather(-1, torch.where(fresh, chunk, 0).cummax(-1).values)  # from the last fresh
-        if select == "joint":
-            codes[0] = z.argmax(-1)  # so the winner's joint score is never below the router's own
-        # How likely does each candidate make the row's answer? One upper half each: (N, B).
-        score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in codes])
-        if select == "joint":
-            score = score + (code_logp(z, codes) * chunk_mask(targets, self.config.chunk)).sum(-1)
+        if select == "path":
+            # Each code held for the whole row, one upper half each; the path may change between them.
+            held = [self.token_logp(self.steer(h, code), targets) for code in range(z.size(-1))]  # C times (B, T)
+            padded = F.pad(torch.stack(held), (0, -h.size(1) % self.config.chunk))  # T up to a multiple of K
+            score = padded.unflatten(-1, (-1, self.config.chunk)).sum(-1)  # (C, B, M)
+            codes = best_path(score, switch_cost)
+        else:
+            # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
+            gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
+            candidates = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
+            # How likely does each candidate make the row's answer? One upper half each: (N, B).
+            score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in candidates])
+            best = score.argmax(0)  # (B,); of equals, as at the start, the first
+            codes = candidates[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
         torch.clear_autocast_cache()  # older torch would reuse these gradient-free casts in the loss
-        best = score.argmax(0)  # (B,); of equals, as at the start, the first
-        return codes[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
+        return codes
 
     @torch.no_grad()
-    def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", persistence=0.0):
+    def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", switch_cost=SWITCH_COST):
         """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
-        self._check(idx, targets, n_rollouts, temperature, select, persistence)
+        self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
         h = self.lower(idx)
         z = self.router_logits(h[:, :: self.config.chunk])
-        return self._search(h, z, targets, n_rollouts, temperature, select, persistence)
+        return self._search(h, z, targets, n_rollouts, temperature, select, switch_cost)
 
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood",
-                 alpha_policy=0.1, alpha_reg=0.1, persistence=0.0):
+                 alpha_policy=0.1, alpha_reg=0.1, switch_cost=SWITCH_COST):
         """
         The loss of one training step, and what each of its terms trains:
 
@@ -313,24 +314,24 @@ class GPT(nn.Module):
 
         Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
         log p(x): mean over the batch's labels; log p(a* | x): mean over its real chunks.
-        Per row, N = n_rollouts code sequences are drawn from softmax(z / temperature). With persistence
-        p > 0 (ours) the first chunk takes the codes in turn instead, and each later one copies the chunk
-        before it with probability p (1: one code a row; alpha_reg should then be 0, since the prior
-        punishes repetition). Which of them is a*:
+        How a* is chosen, row by row:
 
-            select "likelihood" (the paper): the one with the greatest log p(x | a), summed over the row;
-            select "joint": with the greatest log p(x | a) + log p(a | x), where the router's argmax replaces one;
-            select "greedy": the router's argmax, nothing is drawn and policy is 0, so that the prior
+            select "likelihood" (the paper): N = n_rollouts code sequences are drawn from
+                softmax(z / temperature), and the one with the greatest log p(x | a) wins;
+            select "path" (ours): the codes that make each chunk's own tokens likeliest, less
+                switch_cost nats for each change of code, see best_path. It tries every code and draws
+                nothing. alpha_reg should then be 0, since the prior punishes a code that lasts;
+            select "greedy": the router's argmax, nothing is searched and policy is 0, so that the prior
                 alone trains the router: the control that shows what searching adds.
 
         Returns (loss, terms): the four, detached, info_gain as a gain, and "usage" (C,), how many real
         chunks the router's argmax gave each code. In train() mode the prior's running average moves on.
         """
-        self._check(idx, targets, n_rollouts, temperature, select, persistence)
+        self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
         z = self.router_logits(h[:, :: self.config.chunk])  # (B, M, C)
         mask = chunk_mask(targets, self.config.chunk)  # (B, M)
-        a = self._search(h, z, targets, n_rollouts, temperature, select, persistence)  # (B, M)
+        a = self._search(h, z, targets, n_rollouts, temperature, select, switch_cost)  # (B, M)
 
         n_labels = (targets >= 0).sum().clamp(min=1)
         plain = self.token_logp(h, targets).sum() / n_labels  # log p(x)
@@ -370,7 +371,7 @@ class GPT(nn.Module):
         """
         Continue each prompt (a list of token ids); returns the new ids, one list for each prompt.
 
-        codes: as in forward; a LongTensor needs at least ceil(min(longest prompt + max_new_tokens,
+        codes: as in forward. A LongTensor needs at least ceil(min(longest prompt + max_new_tokens,
             block_size) / K) columns. Or a function codes(z, row, chunk) -> (B, m) instead of the argmax,
             for the m chunks that begin: z (B, m, C), their row and chunk numbers (B, m) each.
         stop: a token id that ends a row and is not returned; a full context ends it, too.
@@ -429,24 +430,27 @@ class GPT(nn.Module):
         return [ids[: ids.index(stop)] if stop in ids else ids for ids in answers]
 
     # ---- Checks and loading. ---------------------------------------------------------------------
-    def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy", persistence=0.0):
+    def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy", switch_cost=0.0):
         if idx.dim() != 2 or idx.dtype != torch.long or not 1 <= idx.size(1) <= self.config.block_size:
             raise ValueError(f"idx must be a LongTensor (B, T) with T in 1..{self.config.block_size} "
                              f"(block_size), got {idx.dtype} {tuple(idx.shape)}")
         if targets is not None and targets.shape != idx.shape:
             raise ValueError(f"idx and targets must have one shape, got {tuple(idx.shape)}, {tuple(targets.shape)}")
-        if select not in ("likelihood", "joint", "greedy"):
-            raise ValueError(f'select must be "likelihood", "joint" or "greedy", got {select!r}')
-        if n_rollouts < 1 or not 0 <= temperature < math.inf or not 0 <= persistence <= 1:
-            raise ValueError("n_rollouts must be >= 1, temperature >= 0, persistence in 0..1, "
-                             f"got {n_rollouts}, {temperature}, {persistence}")
+        if select not in ("likelihood", "path", "greedy"):
+            raise ValueError(f'select must be "likelihood", "path" or "greedy", got {select!r}')
+        if n_rollouts < 1 or not 0 <= temperature < math.inf or not switch_cost >= 0:
+            raise ValueError("n_rollouts must be >= 1, temperature >= 0 and finite, switch_cost >= 0, "
+                             f"got {n_rollouts}, {temperature}, {switch_cost}")
 
     def _check_codes(self, codes, B, M):
         if codes is None or (isinstance(codes, str) and codes == "off"):
             return
+        if type(codes) is int and 0 <= codes < self.config.n_codes:
+            return
         if not torch.is_tensor(codes) or codes.dtype != torch.long or codes.shape != (B, M):
             got = f"{codes.dtype} {tuple(codes.shape)}" if torch.is_tensor(codes) else repr(codes)
-            raise ValueError(f'codes must be None, "off" or a LongTensor ({B}, {M}), got {got}')
+            raise ValueError(f'codes must be None, "off", an integer in 0..{self.config.n_codes - 1} '
+                             f"or a LongTensor ({B}, {M}), got {got}")
         if codes.min() < 0 or codes.max() >= self.config.n_codes:
             raise ValueError(f"codes must lie in 0..{self.config.n_codes - 1}, got {codes.min()}..{codes.max()}")
 
@@ -479,6 +483,31 @@ def code_logp(z, codes):
     """log p(a_m | x) = log softmax(z_m)[a_m]: z (B, M, C), codes (..., B, M) -> (..., B, M) nats."""
     logp = z.log_softmax(-1).expand(*codes.shape, -1)
     return logp.gather(-1, codes[..., None])[..., 0]
+
+
+def best_path(score, switch_cost):
+    """
+    Viterbi: the codes a_1..a_M of each row that maximise
+
+        sum_m score_m(a_m) - switch_cost * (how many m have a_m != a_m-1).
+
+    score (C, B, M): in nats, log p of chunk m's labels under code c. Returns (B, M). Where staying and
+    changing are worth the same the code stays; chunks without a label score 0 and take a neighbour's code.
+    switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. It is the
+    shortest path that General Dijkstra Search solves: costs -score >= 0, which change with time.
+    """
+    C, B, M = score.shape
+    own = torch.arange(C, device=score.device)[:, None]  # (C, 1)
+    value = score[:, :, 0]  # (C, B): of the best path so far that ends in code c
+    before = []  # for each later chunk (C, B): the code before c on that path
+    for m in range(1, M):
+        best, code = value.max(0)  # (B,) each: where a change comes from
+        before.append(torch.where(value >= best - switch_cost, own, code))
+        value = torch.maximum(value, best - switch_cost) + score[:, :, m]
+    path = [value.argmax(0)]  # (B,); now backwards
+    for code_before in reversed(before):
+        path.append(code_before.gather(0, path[-1][None])[0])
+    return torch.stack(path[::-1], dim=1)
 
 
 def bizipf_target(P):

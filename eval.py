@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from data import plumbing
 from data.grading import check_golds, grade
-from data.modes import way_of
+from data.handles import describe, follow_plans
+from data.modes import LINES, way_of
 from data.tokens import collate, encode_row, end_token, load_rows
 
 ARMS = ("on", "off", "random", "shuffled")
@@ -58,7 +59,7 @@ def arm_codes(arm, problems, own, n_chunks, model, seed):
     if arm in ("on", "off"):
         return None if arm == "on" else "off"
     if arm.startswith("code "):
-        return torch.full((len(problems), n_chunks), int(arm.removeprefix("code ")), device=model.cos.device)
+        return int(arm.removeprefix("code "))
     if arm not in ARMS:
         raise ValueError(f"arms must be among {', '.join(ARMS)}, each, got {arm!r}")
     codes = []
@@ -303,12 +304,16 @@ def main(argv=None):
             val = choosing_rows(data, len(rows)) if "each" in args.arms else ()
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
                                         args.batch_size, args.seed, suffix, val)
+            if data in LINES and args.generate and "each" in args.arms:
+                summary["handles"] = follow_plans(model, enc, rows, args.max_new_tokens, seed=args.seed)
         run = Path(args.run)
         out = (run if run.is_dir() else run.parent) / f"eval-{Path(data).name}-{args.split}.jsonl"
         plumbing.write_records(out, records)
         plumbing.write_text(out.with_suffix(".json"), json.dumps(summary, indent=1))
     print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
     print(table({flags["method"]: summary}))
+    if "handles" in summary:
+        print(describe(summary["handles"]))
     print(f"records: {out}")
 
 

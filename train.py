@@ -28,13 +28,18 @@ from tqdm import tqdm
 
 from data import plumbing
 from data.files import read_json, read_jsonl
+from data.handles import describe, follow_plans
+from data.modes import LINES
 from data.tokens import DATASETS, collate, encode_rows, load_rows
+from dlr import SWITCH_COST
 from eval import ARMS, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate, table
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
+# A path's codes must part fast, and last: the prior would punish that.
+PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
 
 
@@ -74,10 +79,12 @@ def parse(argv):
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
-    flag("select", "likelihood", "who wins; greedy: no search", ["likelihood", "joint", "greedy"])
-    flag("n_rollouts", 4, "N, candidates per row and step")
+    flag("select", "likelihood", "the search: likelihood (the paper's), the best of N sequences; path: the best codes, "
+         "chunk by chunk (with --code_lr 1e-1 --alpha_reg 0 unless given); greedy: none",
+         ["likelihood", "path", "greedy"])
+    flag("switch_cost", SWITCH_COST, "of --select path: nats that a change of code must bring; inf: one code a row")
+    flag("n_rollouts", 4, "N, candidates per row and step of --select likelihood")
     flag("temperature", 1.0, "of the distribution that candidates are drawn from")
-    flag("persistence", 0.0, "probability that a candidate's chunk keeps the last one's code; 1: one code a row")
     flag("alpha_policy", 0.1, "weight of the policy term")
     flag("alpha_reg", 0.1, "weight of the regularizer")
     # evaluation and checkpoints
@@ -102,17 +109,20 @@ def parse(argv):
 
     positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
                 "max_new_tokens", "save_every")
-    for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg", "persistence"):
+    for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
         if not 0 <= value < math.inf or (value == 0 and low == "> 0"):
             raise ValueError(f"--{name} must be finite and {low}, got {value}")
-    if not 0 <= args.seed < 2**31 or args.eval_rows < -1 or args.persistence > 1:
-        raise ValueError("--seed must be in 0..2^31-1, --eval_rows >= -1, --persistence <= 1, "
-                         f"got {args.seed}, {args.eval_rows}, {args.persistence}")
+    if not 0 <= args.seed < 2**31 or args.eval_rows < -1 or not args.switch_cost >= 0:
+        raise ValueError("--seed must be in 0..2^31-1, --eval_rows >= -1, --switch_cost >= 0, "
+                         f"got {args.seed}, {args.eval_rows}, {args.switch_cost}")
     for name, value in FIXED.get(args.method, {}).items():
         if name in given and getattr(args, name) != value:
             raise ValueError(f"--method {args.method} has --{name} {value}, got {getattr(args, name)}")
         setattr(args, name, value)
+    if args.select == "path":
+        for name in PATH.keys() - given:
+            setattr(args, name, PATH[name])
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
     for name, small in {"rows": 160, "epochs": 2.0, "eval_rows": 100}.items():
@@ -231,7 +241,7 @@ def train(args):
             with autocast:
                 if args.method in CODED:
                     loss, terms = model.dlr_loss(idx, targets, args.n_rollouts, args.temperature,
-                                                 args.select, args.alpha_policy, args.alpha_reg, args.persistence)
+                                                 args.select, args.alpha_policy, args.alpha_reg, args.switch_cost)
                 else:
                     loss, terms = model(idx, targets, codes="off")[1], {}
             (loss * share).backward()
@@ -288,10 +298,10 @@ def run(args):
     if args.resume and (out / "summary.json").exists():  # the last file written: all is done
         return read_json(out / "summary.json"), [item for _, item in read_jsonl(out / "answers.jsonl")]
     held_out, val, arms = [], [], ARMS if args.method in CODED else ("off",)
-    one_code = args.method == "dlr" and (args.chunk == 0 or args.persistence == 1)  # for the whole row
+    handles = args.method == "dlr" and (args.select == "path" or args.chunk == 0)  # a code may be forced everywhere
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
-        if one_code and args.n_codes <= MAX_EACH:
+        if handles and args.n_codes <= MAX_EACH:
             arms, val = ("on", "off", "each"), choosing_rows(args.data, len(held_out))
         if args.generate:
             check_golds(held_out + val)
@@ -306,6 +316,8 @@ def run(args):
     with plumbing.precision(args.dtype, model.cos.device.type):
         summary, records = evaluate(model, enc, held_out, arms, args.generate, args.max_new_tokens,
                                     seed=args.seed, choose_on=val)
+        if handles and args.generate and args.data in LINES:
+            summary["handles"] = follow_plans(model, enc, held_out, args.max_new_tokens, seed=args.seed)
     summary |= {"method": args.method, "split": args.eval_split, "train_seconds": seconds}
     plumbing.write_records(out / "answers.jsonl", records)
     plumbing.write_text(out / "summary.json", json.dumps(summary, indent=1))
@@ -329,6 +341,9 @@ def main(argv=None):
     runs = {name: result for name, result in runs.items() if result}
     if runs:
         print(table({name: summary for name, (summary, _) in runs.items()}))
+    for summary, _ in runs.values():
+        if "handles" in summary:
+            print(describe(summary["handles"]))
     if len(runs) == 2:
         (summary, dlr), (_, sft) = runs.values()  # records, problem by problem the same
         arm = summary.get("chosen", "on")

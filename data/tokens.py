@@ -216,7 +216,7 @@ def collate(items, pad=0):
 WORDPROBLEMS_SIZES = dict(pretrain=1000, train=2000, val=500, test=1000,
                           test_templates=500, test_numbers=500)
 ARITHMETIC_SIZES = dict(train=20_000, val=500, test=1000)
-DATASETS = ("wordproblems", *modes.MODES, "arithmetic", "gsm8k", *qa.PUBLISHED)
+DATASETS = ("wordproblems", *modes.MODES, *modes.LINES, "arithmetic", "gsm8k", *qa.PUBLISHED)
 GSM8K_VAL = 500  # rows carved off the official train file
 
 
@@ -226,7 +226,7 @@ def load_rows(data, split, n=None, seed=0, at_most=False):
 
     Args:
         data: "wordproblems" or "arithmetic", generated here, whose rows also have ops and more;
-            a name of modes.MODES, word problems answered in several ways;
+            a name of modes.MODES or LINES, word problems answered in several ways;
             "gsm8k", made by data/gsm8k.py, with 500 rows of the official train file as val;
             a name of qa.PUBLISHED such as "scienceqa", its published files in data/scienceqa/;
             or a folder with {split}.jsonl.
@@ -242,7 +242,7 @@ def load_rows(data, split, n=None, seed=0, at_most=False):
     if data == "wordproblems":
         rows = wordproblems.generate(n or WORDPROBLEMS_SIZES.get(split, 1), seed, split)
         return [row | {"final": str(row["final"])} for row in rows]
-    if data in modes.MODES:
+    if data in (*modes.MODES, *modes.LINES):
         return modes.load(data, load_rows("wordproblems", split, n, seed), split, seed)
     if data == "arithmetic":
         return arithmetic.generate(n or ARITHMETIC_SIZES.get(split, 1), seed, split)

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlr import GPT, GPTConfig, bizipf_target
+import gds
+from dlr import GPT, GPTConfig, best_path, bizipf_target
 
 TINY = {"vocab_size": 50, "block_size": 64, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 32,
         "n_codes": 6}
@@ -233,47 +234,114 @@ def candidates(model, monkeypatch):
     return tried
 
 
-@pytest.mark.parametrize("select", ["likelihood", "joint"])
-def test_search_returns_the_best_of_its_candidates(select, monkeypatch):
+def test_search_returns_the_best_of_its_candidates(monkeypatch):
     """Broken if the shared lower half ranked candidates otherwise than whole passes do."""
     model, (idx, targets) = make(), data(B=4)
     targets[1, 15:] = -1  # a shorter row: its last real chunk is chunk 3
     tried = candidates(model, monkeypatch)
-    best = model.search(idx, targets, n_rollouts=10, select=select)
+    best = model.search(idx, targets, n_rollouts=10)
     monkeypatch.undo()
     codes = torch.stack(tried)  # (N, B, M)
     assert len(codes) == 10 and len(codes.unique(dim=0)) > 5, "candidates must differ"
     score = torch.stack([answer_logp(model, idx, targets, c) for c in codes])
-    if select == "joint":
-        p = model.route(idx).softmax(-1)
-        for n, b in itertools.product(range(10), range(4)):
-            real = 4 if b == 1 else 6
-            score[n, b] += sum(p[b, m, codes[n, b, m]].log() for m in range(real))
     assert torch.equal(best, torch.stack([codes[score[:, b].argmax(), b] for b in range(4)]))
 
 
 def test_which_candidates_there_are():
-    """Broken if "likelihood" tried the router's argmax, "joint" did not, or "greedy" searched."""
+    """Broken if "likelihood" tried the router's argmax without being told to, or "greedy" searched."""
     model, (idx, targets) = make(), data()
     argmax = model.route(idx).argmax(-1)
-    assert torch.equal(model.search(idx, targets, 1, 5.0, "joint"), argmax)
     assert torch.equal(model.search(idx, targets, 8, 5.0, "greedy"), argmax)
     assert torch.equal(model.search(idx, targets, 1, 0.0, "likelihood"), argmax)
     assert not torch.equal(model.search(idx, targets, 1, 5.0, "likelihood"), argmax)
 
 
-def test_joint_leaves_out_the_codes_of_padding(monkeypatch):
-    """Broken if a likely code in a chunk of padding decided which candidate wins."""
-    model, z = make(chunk=1), torch.zeros(1, 3, 6)
-    z[..., 0] = 2.0  # code 0 is likeliest everywhere
-    targets = torch.tensor([[3, 4, -1]])  # the third chunk is padding
-    tried = candidates(model, monkeypatch)
-    answer_wants_5_first = lambda h, t: 100.0 * (tried[-1][:, :1] == 5)  # noqa: E731
-    monkeypatch.setattr(model, "token_logp", answer_wants_5_first)
-    best = model._search(torch.zeros(1, 3, 32), z, targets, 500, 3.0, "joint")
-    ties = [a for a in tried if a[0, :2].tolist() == [5, 0]]  # they differ in padding alone
-    assert {a[0, 2].item() for a in ties} > {0, 1} and ties[0][0, 2] != 0
-    assert torch.equal(best, ties[0])
+def path_value(score, codes, switch_cost):
+    """sum_m score[m][a_m] - switch_cost * changes: score (M, C) as lists, codes M integers."""
+    changes = sum(a != b for a, b in itertools.pairwise(codes))
+    return sum(row[a] for row, a in zip(score, codes)) - (switch_cost * changes if changes else 0)
+
+
+@pytest.mark.parametrize("switch_cost", [0.0, 0.4, 1.5, math.inf])
+def test_best_path_is_the_best_of_all_paths(switch_cost):
+    """Broken if the dynamic programme missed a better path: all C^M are tried."""
+    score = -torch.rand(3, 5, 6, generator=torch.Generator().manual_seed(1)) ** 2 * 3  # (C, B, M)
+    found = best_path(score, switch_cost)
+    for b in range(5):
+        row = score[:, b].T.tolist()
+        every = itertools.product(range(3), repeat=6)
+        best = max(every, key=lambda codes: path_value(row, codes, switch_cost))
+        assert found[b].tolist() == list(best)
+
+
+@pytest.mark.parametrize("switch_cost", [0.0, 0.3, 1.0])
+def test_gds_finds_the_path_that_search_finds(switch_cost):
+    """Broken if the search of the language model were not the search of the theorem."""
+    model, (idx, targets) = make(), data(B=6)
+    found = model.search(idx, targets, select="path", switch_cost=switch_cost)
+    for b in range(6):
+        # What search scores: each code held for the whole row, log p summed over each chunk's tokens.
+        logp = torch.stack([answer_token_logp(model, idx[b], targets[b], code) for code in range(6)])
+        score = torch.stack([part.sum(-1) for part in logp.split(4, dim=-1)]).tolist()  # (M, C)
+        # The trellis: state 0, then 1 + 6 m + c once chunk m has code c. Action c gives the next chunk code c.
+        M, C = len(score), 6
+        states = 1 + C * M
+        next_state = np.zeros((states, C), int)
+        cost = np.zeros((M, states, C))
+        for m, c in itertools.product(range(M), range(C)):
+            came_from = [0] if m == 0 else range(1 + C * (m - 1), 1 + C * m)
+            for s in came_from:
+                next_state[s, c] = 1 + C * m + c
+                changes = m > 0 and (s - 1) % C != c
+                cost[m, s, c] = -score[m][c] + switch_cost * changes
+        mdp = gds.MDP.deterministic(next_state, -cost, 1.0)
+        goals = range(1 + C * (M - 1), states)
+        for solve in (gds.gds, gds.gds_literal) if b == 0 and switch_cost == 1 else (gds.gds,):
+            best = solve(mdp, 0, goals)
+            assert best.value == pytest.approx(path_value(score, found[b].tolist(), switch_cost), abs=1e-4)
+        dists, _ = gds.follow(mdp, 0, best.policy)
+        path = [(s - 1) % C for dist in dists[1:] for s in dist]
+        assert path_value(score, path, switch_cost) == pytest.approx(best.value)
+        if switch_cost > 0:  # otherwise chunks without a label are free to take any code
+            assert path == found[b].tolist()
+
+
+def answer_token_logp(model, row, targets, code):
+    """log p of a row's labels (T,), 0 where there is none, that code held for the whole row."""
+    logp = by_hand(model, row[None], torch.full((1, 22), code))[0][0].log_softmax(-1)
+    return torch.where(targets >= 0, logp.gather(-1, targets.clamp(min=0)[:, None])[:, 0], 0.0)
+
+
+def test_an_infinite_switch_cost_is_the_best_single_code():
+    """Broken if the path could change its code at a price that nothing can pay."""
+    model, (idx, targets) = make(), data(B=8)
+    single = torch.stack([answer_logp(model, idx, targets, torch.full((8, 6), code)) for code in range(6)])
+    found = model.search(idx, targets, select="path", switch_cost=math.inf)
+    assert torch.equal(found, single.argmax(0)[:, None].expand(8, 6))
+
+
+def test_chunks_without_a_label_take_a_neighbours_code():
+    """Broken if the prompt's chunks had codes of their own, or padding changed a row's path."""
+    model, (idx, targets) = make(), data(B=8, prompt=9)
+    path = model.search(idx, targets, select="path", switch_cost=0.1)
+    assert (path[:, :2] == path[:, 2:3]).all(), "the first label is in chunk 2"
+    assert len(path.unique(dim=0)) > 4 and (path[:, 1:] != path[:, :-1]).any(), "codes must differ"
+    padded_idx, padded = (torch.cat([x, torch.full((8, 7), fill)], dim=1) for x, fill in ((idx, 0), (targets, -1)))
+    longer = model.search(padded_idx, padded, select="path", switch_cost=0.1)
+    assert torch.equal(longer[:, :6], path) and (longer[:, 6:] == path[:, 5:]).all()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 4])
+def test_an_integer_is_that_code_everywhere(chunk):
+    """Broken if model(codes=2) or generate(codes=2) steered any token otherwise than (B, M) twos do."""
+    model, (idx, targets) = make(chunk=chunk), data()
+    twos = torch.full((3, math.ceil(22 / chunk)), 2)
+    assert torch.equal(model(idx, codes=2)[0], model(idx, codes=twos)[0])
+    assert torch.equal(model(idx, targets, codes=2)[1], model(idx, targets, codes=twos)[1])
+    prompts = [[1, 2, 3], [4] * 9]
+    forced = torch.full((2, 64), 2)
+    assert model.generate(prompts, 20, codes=2) == model.generate(prompts, 20, codes=forced)
+    assert model.generate(prompts, 20, codes=2) != model.generate(prompts, 20, codes="off")
 
 
 @pytest.mark.parametrize("tau", [0.5, 2.0])
@@ -316,7 +384,7 @@ def numpy_kl(P):
     return (P * np.log(P / np.maximum(Q, 1e-10))).sum()
 
 
-@pytest.mark.parametrize("select, N, K", [("likelihood", 1, 4), ("likelihood", 3, 1), ("joint", 3, 3),
+@pytest.mark.parametrize("select, N, K", [("likelihood", 1, 4), ("likelihood", 3, 1), ("path", 3, 3),
                                           ("greedy", 3, 4)])
 def test_each_term_by_hand(select, N, K):
     """Broken if a term had another sign, mean, mask or weight than the method's four-term loss."""
@@ -394,7 +462,7 @@ def gradients(loss, model):
     return {n: torch.zeros_like(p) if g is None else g for n, p, g in zip(names, params, found)}
 
 
-@pytest.mark.parametrize("select", ["likelihood", "joint"])
+@pytest.mark.parametrize("select", ["likelihood", "path"])
 def test_routing_terms_train_the_router_alone(select):
     """Broken if the policy or the regularizer sent a gradient into the LM or the codebook."""
     model, (idx, targets) = make().eval(), data()
@@ -481,7 +549,7 @@ def test_the_bigram_is_float32_under_autocast():
 
 @pytest.mark.parametrize("settings", [{"n_codes": 1}, {"chunk": 1}, {"n_codes": 1, "chunk": 1},
                                       {"chunk": 64}, {"steer_layer": 0}])
-@pytest.mark.parametrize("select", ["likelihood", "joint", "greedy"])
+@pytest.mark.parametrize("select", ["likelihood", "path", "greedy"])
 def test_the_corners_train(settings, select):
     """Broken if C = 1, K = 1, one code for the whole row or l* = 0 failed to train."""
     model, (idx, targets) = make(codes=0.0, **settings), data()
@@ -544,6 +612,9 @@ def test_bad_calls():
     codes = torch.zeros(3, 6, dtype=torch.long)
     bad = [
         (lambda: model(idx, codes="on"), "codes"),
+        (lambda: model(idx, codes=6), r"0\.\.5.*got 6"),
+        (lambda: model.generate([[1]], 4, codes=-1), r"0\.\.5.*got -1"),
+        (lambda: model(idx, codes=True), "got True"),
         (lambda: model(idx, codes=codes[:, :5]), r"\(3, 6\).*\(3, 5\)"),
         (lambda: model(idx, codes=codes + 6), r"0\.\.5.*6\.\.6"),
         (lambda: model(idx, codes=codes - 1), r"0\.\.5.*-1"),
@@ -558,6 +629,8 @@ def test_bad_calls():
         (lambda: model.generate([[1]], 4, temperature=-1.0), "temperature"),
         (lambda: model.generate([[1]], -1), "max_new_tokens"),
         (lambda: model.search(idx, targets, select="best"), "select"),
+        (lambda: model.search(idx, targets, select="path", switch_cost=-1.0), "switch_cost"),
+        (lambda: model.dlr_loss(idx, targets, select="path", switch_cost=math.nan), "switch_cost"),
         (lambda: model.dlr_loss(idx, targets, n_rollouts=0), "n_rollouts"),
         (lambda: model.dlr_loss(idx, targets, temperature=-1.0), "temperature"),
     ]

@@ -2,9 +2,7 @@
 
 import math
 import re
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -17,9 +15,6 @@ from data.modes import make_wrong, tell, way_of
 from data.plumbing import open_model
 from data.tokens import load_encoding, load_rows
 from dlr import GPT, GPTConfig
-
-sys.path.insert(0, str(Path(__file__).parent))
-from test_dlr import data, make
 
 ENC = load_encoding("wordproblems")
 ANSWER = "Mia had 12+7 = <<12+7=19>>19 shells.\nTom had 19*2 = <<19*2=38>>38 shells.\n#### 38"
@@ -70,44 +65,6 @@ def test_a_folder_of_mixed_answers(tmp_path, capsys):
     assert {row["way"] for row in rows} == {"worked", "short"} and len(rows) == 20
     assert all(way_of(row["answer"]) == row["way"] for row in rows)
     assert all(way_of(row["answer"]) == "worked" for row in load_rows(str(tmp_path / "mixed"), "test", 20))
-
-
-@pytest.mark.parametrize("select", ["likelihood", "joint"])
-def test_persistence_1_searches_all_codes_of_a_row(select):
-    """Broken if with N = C the winner were not the best of one code everywhere, by brute force."""
-    model, (idx, targets) = make(), data(B=8)
-    scores = []
-    for code in range(6):
-        logits, _ = model(idx, codes=torch.full((8, 6), code))
-        logp = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        scores.append((logp * (targets >= 0)).sum(-1))
-    found = model.search(idx, targets, 6, persistence=1.0, select=select)
-    if select == "likelihood":
-        assert torch.equal(found, torch.stack(scores).argmax(0)[:, None].expand(8, 6))
-    else:  # the router's own sequence takes the place of candidate 0
-        own = model.route(idx).argmax(-1)
-        assert all(len(set(row.tolist())) == 1 or torch.equal(row, mine) for row, mine in zip(found, own))
-
-
-def test_fewer_candidates_than_codes_still_try_every_code():
-    """Broken if with N < C the last codes of the codebook were never tried."""
-    model, (idx, targets) = make(), data(B=100)
-    found = model.search(idx, targets, 2, persistence=1.0)
-    assert all(len(set(row.tolist())) == 1 for row in found) and set(found[:, 0].tolist()) == set(range(6))
-
-
-def test_persistence_between_is_the_probability_of_keeping_a_code():
-    """Broken if a code lasted longer or shorter than its probability says, or 0 were not the paper's."""
-    model, (idx, targets) = make(), data(B=400, T=60)
-    with torch.no_grad():
-        model.router.weight.zero_()  # uniform
-    for persistence in (0.0, 0.5, 0.9):
-        torch.manual_seed(3)
-        found = model.search(idx, targets, 1, persistence=persistence)
-        kept = (found[:, 1:] == found[:, :-1]).float().mean().item()
-        assert kept == pytest.approx(persistence + (1 - persistence) / 6, abs=0.02)
-    with pytest.raises(ValueError, match="persistence"):
-        model.search(idx, targets, persistence=1.5)
 
 
 def test_chunk_0_is_one_code_for_the_whole_row():
