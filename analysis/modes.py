@@ -24,24 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
+from data.handles import information
 from data.modes import way_of
 from data.tokens import encode_row, end_token, load_rows
 from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
-
-
-def information(table):
-    """
-    Which fraction of the way's entropy the code tells: I(code; way) / H(way), 0 if there is one way.
-    table (codes, ways): how often each code came with each way.
-    """
-    p = np.asarray(table, float) / np.sum(table)  # (codes, ways)
-
-    def entropy(q):
-        q = q[q > 0]
-        return -(q * np.log2(q)).sum()
-
-    h_way = entropy(p.sum(0))
-    return (h_way + entropy(p.sum(1)) - entropy(p)) / h_way if h_way > 0 else 0.0
 
 
 def prompts_of(rows, enc):

@@ -159,7 +159,9 @@ def mix(rows, ways, seed=0):
     mixed = []
     for row in rows:
         way = rng.choice(ways)
-        mixed.append({**row, "answer": tell(row["answer"], way), "way": way})
+        answer = tell(row["answer"], way)
+        final = answer.rsplit("####", 1)[1].strip()  # another one, if the way is wrong
+        mixed.append({**row, "answer": answer, "final": final, "way": way})
     return mixed
 
 

@@ -10,8 +10,9 @@ import torch
 import eval as evaluation
 from analysis import modes
 from analysis.modes import control, information
+from data.handles import first_tokens, follow_plans
+from data.modes import LINE_MANNERS, LINES, make_wrong, manner_of, tell, tell_line, way_of
 from data.modes import main as make_folder
-from data.modes import make_wrong, tell, way_of
 from data.plumbing import open_model
 from data.tokens import load_encoding, load_rows
 from dlr import GPT, GPTConfig
@@ -25,6 +26,7 @@ def test_the_ways_of_telling_an_answer():
     assert tell(ANSWER, "worked") == ANSWER
     assert tell(ANSWER, "terse") == "<<12+7=19>>\n<<19*2=38>>\n#### 38"
     assert tell(ANSWER, "short") == "#### 38"
+    assert tell(ANSWER, "early") == "Mia had 12+7 = <<12+7=19>>19 shells.\n#### 19"
     for way in ("worked", "terse", "short"):
         assert way_of(" " + tell(ANSWER, way)) == way
     assert way_of("Mia had 12+7 = <<12+7=") == "none"
@@ -56,6 +58,82 @@ def test_only_training_answers_are_mixed():
     assert load_rows("modes_told", "test", 1)[0]["question"].endswith("? (worked)")
     told = load_rows("modes_told", "train", 50)
     assert all(row["question"].endswith(f"({row['way']})") for row in told)
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_each_line_of_a_training_answer_has_a_manner_of_its_own(name):
+    """Broken if a line were told or recognised in another manner than its row's ways say, or val were mixed."""
+    plain, mixed = load_rows("wordproblems", "train", 300), load_rows(name, "train", 300)
+    pairs = Counter()
+    for row, mine in zip(plain, mixed):
+        *lines, last = mine["answer"].split("\n")
+        assert (mine["question"], last) == (row["question"], f"#### {row['final']}")
+        assert [manner_of(line) for line in lines] == mine["ways"]
+        assert all(line == own for line, own, way in zip(lines, row["answer"].split("\n"), mine["ways"])
+                   if way == "worked")
+        pairs.update(zip(mine["ways"], mine["ways"][1:]))
+    assert len(pairs) == 4 and min(pairs.values()) > 0.2 * pairs.total(), "a coin for each line"
+    assert load_rows(name, "val", 20) == load_rows("wordproblems", "val", 20)
+
+
+def test_the_manners_of_a_line_by_hand():
+    """Broken if a manner were told otherwise than its description says."""
+    line = "In all, Mia had 12+7 = <<12+7=19>>19 shells."
+    assert {manner: tell_line(line, manner) for manner in ("worked", *LINE_MANNERS)} == {
+        "worked": line, "terse": "<<12+7=19>>", "makes": "12+7 makes 19.", "from": "19 from 12 + 7.",
+        "first": "12+7 = <<12+7=19>>19, so in all, Mia had 19 shells.",
+        "so": "So in all, Mia had 12+7 = <<12+7=19>>19 shells.",
+        "capitals": "IN ALL, MIA HAD 12+7 = <<12+7=19>>19 SHELLS."}
+    for manner, told in LINE_MANNERS.items():
+        assert tell_line("Mia had 12+7 = <<12+7=19>>19 shells.", manner) == told
+
+
+def test_an_early_answer_is_the_result_before_the_last():
+    """Broken if an annotator who stops early gave another number, or a right one."""
+    for row in load_rows("modes_early", "train", 200):
+        results = re.findall(r"=(\d+)>>", row["answer"])
+        assert row["final"] == results[-1]
+    right = load_rows("wordproblems", "train", 200)
+    early = [(row, own) for row, own in zip(load_rows("modes_early", "train", 200), right) if row["way"] == "early"]
+    assert 70 < len(early) < 130
+    for row, own in early:
+        *lines, _ = own["answer"].split("\n")
+        assert row["answer"].split("\n")[:-1] == lines[:-1] and row["final"] != own["final"]
+
+
+def test_a_plan_is_followed_if_each_line_has_the_manner_of_its_code():
+    """Broken if a line were compared with the code of another chunk than the one that predicts its first token."""
+    class Obedient:
+        """Writes worked lines under code 1, terse ones under code 0, however the plan falls."""
+        config = GPTConfig(ENC.n_vocab, 512, 2, 2, 1, 32, n_codes=2, chunk=4)
+        cos, deaf = torch.zeros(1), False
+
+        def generate(self, prompts, max_new_tokens, plans, stop, temperature):
+            answers = []
+            for prompt, plan in zip(prompts, plans.tolist()):
+                new = []
+                for _ in range(3):
+                    code = plan[(len(prompt) + len(new) - 1) // 4]
+                    line = "So Mia had 12+7 = <<12+7=19>>19 pens.\n" if code and not self.deaf else "<<12+7=19>>\n"
+                    new += ENC.encode(line)
+                answers.append(new + ENC.encode("#### 19"))
+            return answers
+
+    model, rows = Obedient(), load_rows("lines", "test", 40)
+    found = follow_plans(model, ENC, rows)
+    assert found["information"] == pytest.approx(1) and found["as planned"] == 1 and found["answers"] == 40
+    assert set(found["lines"][0]) == {"terse"} and set(found["lines"][1]) == {"so"}
+    assert sum(sum(row.values()) for row in found["lines"].values()) == 120
+    model.deaf = True
+    found = follow_plans(model, ENC, rows)
+    assert found["information"] == 0 and found["as planned"] == 0, "one manner under all codes is no handle"
+
+
+def test_where_the_lines_of_an_answer_begin():
+    """Broken if a line's first token were another one, also where a token spans the border."""
+    assert first_tokens([" Mia", " had 3", ".\n", "Tom", ".", "\n<<", "1>>\n##", "## 3"]) == [
+        ("Mia had 3.", 0), ("Tom.", 3), ("<<1>>", 5)]
+    assert first_tokens(["#### 3"]) == [] and first_tokens([]) == []
 
 
 def test_a_folder_of_mixed_answers(tmp_path, capsys):
