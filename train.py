@@ -193,6 +193,10 @@ def train(args):
     say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
         f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
+    if args.method == "dlr" and args.select == "path":
+        say(f"--select path: --switch_cost {args.switch_cost:g} --code_lr {args.code_lr:g} "
+            f"--alpha_reg {args.alpha_reg:g}")
+
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()
     lm, codes = [], []

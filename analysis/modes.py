@@ -24,9 +24,10 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
-from data.handles import information
-from data.modes import way_of
+from data.handles import follow_plans, information
+from data.modes import LINES, way_of
 from data.tokens import encode_row, end_token, load_rows
+from data.wordproblems import generate
 from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
 
 
@@ -134,6 +135,10 @@ def study(run, n_rows=300, votes=True):
     model, enc, _, flags = load_run(run)
     model.to(plumbing.find_device("auto")[0]).eval()
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
+    if flags["data"] in LINES:
+        longer = [row | {"final": str(row["final"])} for row in generate(n_rows, 0, "test", ops=(5, 5))]
+        return {"handles": follow_plans(model, enc, rows), "sampled": follow_plans(model, enc, rows, temperature=1.0),
+                "five operations": follow_plans(model, enc, longer)}
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
     train_rows = load_rows(flags["data"], "train", n_rows, at_most=True)
@@ -198,6 +203,29 @@ def table(lines):
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))  # without empty columns
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def lines_table(lines):
+    """Markdown: how far codes are handles on each line of an answer, and accuracy; mean ± sd over seeds."""
+    groups = {}
+    for line in lines:
+        groups.setdefault(line["label"], []).append(line)
+
+    def mean(values, form):
+        spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+        return f"{np.mean(values):{form}}{spread}"
+
+    out = ["| search | seeds | information | at T = 1 | as planned, % | of five operations, % "
+           "| accuracy %, off | code chosen on val |", "|---" * 8 + "|"]
+    for label, group in groups.items():
+        found = [line["study"] for line in group]
+        cells = [label, str(len(group))]
+        cells += [mean([f[key]["information"] for f in found], ".3f") for key in ("handles", "sampled")]
+        cells += [mean([100 * f[key]["as planned"] for f in found], ".1f") for key in ("handles", "five operations")]
+        cells.append(mean([accuracy(line, "off") for line in group], ".1f"))
+        chosen = [accuracy(line, line["chosen"]) for line in group if "chosen" in line]
+        out.append(f"| {' | '.join([*cells, mean(chosen, '.1f') if chosen else ''])} |")
+    return "\n".join(out)
 
 
 def figure(record, lines):

@@ -28,6 +28,7 @@ sys.path.insert(0, str(HERE.parent))
 from analysis import modes  # noqa: E402
 from data import plumbing  # noqa: E402
 from data.files import read_jsonl  # noqa: E402
+from data.modes import LINES  # noqa: E402
 from eval import bootstrap  # noqa: E402
 
 # Rates are chosen on val, with a seed that the comparison does not use; the comparison reports test.
@@ -36,7 +37,6 @@ TEST = "--eval_split test --eval_rows 500"
 METHODS = {
     "sft": "--method sft",
     "likelihood": "--select likelihood",
-    "joint": "--select joint",
     "greedy": "--select greedy",
     "static": "--method static",
     "random_router": "--method random_router",
@@ -48,29 +48,23 @@ MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
 # Real data sets with a real model: does the whole path work? "before": one step at a rate of nothing.
 REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollouts 2 --rows 64 "
         "--eval_rows 32 --no-generate")
-PATH = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
+WHOLE = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
 
-# Data answered in several ways: one code for a whole row. Settings: chosen on val, seed 100 (first probes: 0).
-CODES = "--persistence 1 --code_lr 1e-1 --alpha_reg 0"
+# Data answered in several ways: the search by shortest path. Its default cost was chosen on val, seed 100.
 MODES = "--eval_split test --eval_rows 300"
+TWO = "--select path --n_codes 2"
+FOUR = "--select path --n_codes 4"
+# A step with two codes costs (4.5 + 2 / 2) / 3 = 1.83 SFT steps: 3 epochs of it are 5.5 epochs of SFT.
+AS_DEAR = "--method sft --epochs 5.5"
+PAPER = "--n_codes 2 --n_rollouts 8 --code_lr 1e-1 --alpha_reg 0"  # the paper's search, the path's rates
 
-# What decides whether codes find the ways: the experiment "modes" with one thing changed.
-WHY = "--data modes --eval_rows 8 --no-generate --dtype float32 --code_lr 1e-1 --alpha_reg 0"
-TWO = "--n_codes 2 --n_rollouts 2"
+# What decides whether codes find the ways: the same with one thing changed.
 CHANGED = {
-    "K = 16": f"{TWO} --persistence 1 --chunk 16",
-    "K = 64": f"{TWO} --persistence 1 --chunk 64",
-    "K = the row": f"{TWO} --persistence 1 --chunk 0",
-    "C = 1": "--n_codes 1 --n_rollouts 1 --select greedy --persistence 1",
-    **{f"C = N = {C}": f"--n_codes {C} --n_rollouts {C} --persistence 1" for C in (4, 8, 16)},
-    "C = 2, N = 1": "--n_codes 2 --n_rollouts 1 --persistence 1",
-    **{f"C = 8, N = {N}": f"--n_codes 8 --n_rollouts {N} --persistence 1" for N in (1, 2, 4)},
-    "alpha_policy = 0": f"{TWO} --persistence 1 --alpha_policy 0",
-    "joint": f"{TWO} --persistence 1 --select joint",
-    "greedy": f"{TWO} --persistence 1 --select greedy",
-    **{f"persistence {p}": f"{TWO} --persistence {p}" for p in (0, 0.5, 0.9)},
-    **{f"persistence {p}, N = 16": f"--n_codes 2 --n_rollouts 16 --persistence {p}" for p in (0, 0.9)},
-    "persistence 0, C = N = 16": "--n_codes 16 --n_rollouts 16",
+    **{f"switch cost {cost}": f"{TWO} --switch_cost {cost}" for cost in ("0", "0.3", "1", "2", "inf")},
+    **{f"K = {K}": f"{TWO} --chunk {K}" for K in (1, 16)},
+    **{f"C = {C}": f"--select path --n_codes {C}" for C in (4, 8)},
+    **{f"code rate {rate}": f"{TWO} --code_lr {rate}" for rate in ("1e-2", "3e-1")},
+    "alpha_policy = 0": f"{TWO} --alpha_policy 0",
 }
 
 # SmolLM2-135M, an epoch of GSM8K, on a GPU; half of the answers cut to their last line by
@@ -81,37 +75,45 @@ HALF = f"--data data/gsm8k-modes {SMOL}"
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
     "lr": ([100], {f"{name}, {rate}": f"{LR} {METHODS[name]} --lr {rate}"
-                   for name in ("sft", "likelihood", "joint", "greedy") for rate in RATES}),
+                   for name in ("sft", "likelihood", "greedy") for rate in RATES}),
     "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
     "words2000": ([0, 1, 2], {name: f"{TEST} --rows 2000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
+    "lines": ([0, 1, 2, 3, 4], {
+        "path": f"{MODES} --data lines {TWO}",
+        "one code a row": f"{MODES} --data lines {TWO} --switch_cost inf",
+        "the paper's search": f"{MODES} --data lines {PAPER}",
+        "SFT": f"{MODES} --data lines --method sft",
+    }),
+    "lines_pairs": ([0, 1, 2], {name: f"{MODES} --data {name} {TWO}" for name in [*LINES][1:]}),
+    "lines_why": ([0], {label: f"{MODES} --data lines {flags}" for label, flags in CHANGED.items()}),
     "modes": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes --method sft",
         "SFT, told the way": f"{MODES} --data modes_told --method sft",
-        "SFT, 5.5 epochs": f"{MODES} --data modes --method sft --epochs 5.5",  # DLR's compute with N = 2
-        "DLR": f"{MODES} --data modes {CODES} {TWO}",
+        "SFT, 5.5 epochs": f"{MODES} --data modes {AS_DEAR}",
+        "path": f"{MODES} --data modes {TWO}",
     }),
     "modes_plain": ([0, 1, 2], {  # the same flags where every answer is worked: is it the data?
         "SFT": f"{MODES} --method sft",
-        "DLR": f"{MODES} {CODES} {TWO}",
+        "path": f"{MODES} {TWO}",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
-        "DLR": f"--eval_split test --eval_rows 150 --data modes3 {CODES} --n_codes 8 --n_rollouts 8",
+        "path": f"{MODES} --data modes3 {FOUR}",
     }),
-    "modes_why": ([0, 1, 2], {label: f"{WHY} {flags}" for label, flags in CHANGED.items()}),
-    "modes_wrong": ([0, 1, 2, 3, 4], {
-        "SFT": f"{MODES} --data modes_wrong --method sft",
-        "DLR": f"{MODES} --data modes_wrong {CODES} {TWO}",
-    }),
+    "modes_why": ([0], {label: f"{MODES} --data modes {flags}" for label, flags in CHANGED.items()}),
+    **{data: ([0, 1, 2, 3, 4], {
+        "SFT": f"{MODES} --data {data} --method sft",
+        "SFT, 5.5 epochs": f"{MODES} --data {data} {AS_DEAR}",
+        "path": f"{MODES} --data {data} {TWO}",
+    }) for data in ("modes_early", "modes_wrong")},
     "modes_gsm8k": ([0], {
         "SFT": f"{HALF} --method sft",
-        "DLR": f"{HALF} {CODES} {TWO}",
-        "DLR, code rate 1e-2": f"{HALF} {CODES} {TWO} --code_lr 1e-2",
-        "manners: DLR on GSM8K as it is": f"--data gsm8k {SMOL} {CODES} --n_codes 4 --n_rollouts 4",
+        "path": f"{HALF} {TWO}",
+        "manners: path on GSM8K as it is": f"--data gsm8k {SMOL} {FOUR}",
     }),
     "gsm8k_gpu": ([0], {f"{name}, {rate}": f"--data gsm8k {SMOL} {METHODS[name]} --lr {rate}"
                         for rate in ("1e-4", "3e-4") for name in ("sft", "likelihood")}),
-} | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in PATH.items()})
+} | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in WHOLE.items()})
      for data in ("commonsenseqa", "strategyqa", "scienceqa", "gsm8k")}
 
 LOCK = Lock()
@@ -125,16 +127,12 @@ def measure(name, label, flags, seed):
     if (out / "config.json").exists():
         argv = [sys.executable, "train.py", "--resume", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = [argv]
-    if name == "modes_why":  # train.py forces each code only where codes last
-        commands.append([sys.executable, "eval.py", str(out), "--arms", "on", "off", "each", "--rows", "100"])
-    for argv in commands:
-        done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
-        if done.returncode:
-            raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
+    done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
     line["device"], line["torch"] = plumbing.find_device("auto")[0], torch.__version__
-    if name.startswith("modes"):  # its table reads verdicts and ways
+    if name.startswith(("modes", "lines")):  # its table reads verdicts and ways
         del line["nll"]
         line["study"] = modes.study(out, len(line["tokens"]), votes=name == "modes")
     (HERE / "results").mkdir(exist_ok=True)
@@ -145,12 +143,10 @@ def measure(name, label, flags, seed):
 
 
 def read_run(out):
-    """What a finished run's folder says, as the rest of a line; of its evaluations under each code, if there is one."""
+    """What a finished run's folder says, as the rest of a line."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
     steps, seconds = len(read_lines(out / "metrics.jsonl")), summary["train_seconds"]
     records = read_lines(out / "answers.jsonl")
-    for each in out.glob("eval-*-test.json"):
-        summary, records = json.loads(each.read_text(encoding="utf-8")), read_lines(each.with_suffix(".jsonl"))
     line = {"steps": steps, "seconds": seconds, "tokens": [r["tokens"] for r in records], "nll": {}}
     for arm in summary["arms"]:
         line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
@@ -297,7 +293,9 @@ def main(argv=None):
     order = list(settings)
     order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
-    if args.name.startswith("modes"):
+    if args.name.startswith("lines"):
+        print(modes.lines_table(lines))
+    elif args.name.startswith("modes"):
         print(modes.table(lines), differences(lines), sep="\n\n")
     else:
         print(table(lines, args.reference))

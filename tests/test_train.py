@@ -2,7 +2,9 @@
 
 import gc
 import json
+import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import train
 from data.plumbing import BASE, load_checkpoint
 from data.tokens import encode_rows, load_encoding, load_rows
 from data.wordproblems import generate
-from dlr import GPT
+from dlr import GPT, SWITCH_COST
 
 ROOT = Path(__file__).parents[1]
 
@@ -96,6 +98,29 @@ def test_training_lowers_the_loss_and_makes_codes_that_matter(tmp_path, small):
     assert sum(line["info_gain"] for line in log[-20:]) > 0
     assert set(log[0]) == {"step", "loss", "generalist", "info_gain", "policy", "regularizer",
                            "grad_norm", "code_grad_norm", "active", "perplexity", "usage", "lr"}
+
+
+def test_the_path_search_works_out_of_the_box(tmp_path, small, capsys):
+    """Broken if --select path kept the paper's code rate and prior, hid that, or overruled what was given."""
+    args = train.parse(["--select", "path"])
+    assert (args.code_lr, args.alpha_reg, args.switch_cost) == (1e-1, 0.0, SWITCH_COST)
+    args = train.parse(["--select", "path", "--code_lr", "1e-2", "--alpha_reg", "0.1", "--switch_cost", "inf"])
+    assert (args.code_lr, args.alpha_reg, args.switch_cost) == (1e-2, 0.1, math.inf)
+    assert train.parse([]).alpha_reg == 0.1
+    train.main([*small, "--select", "path", "--n_codes", "2", "--switch_cost", "0.3", "--out", str(tmp_path)])
+    assert "--switch_cost 0.3 --code_lr 0.1 --alpha_reg 0\n" in capsys.readouterr().out
+    assert any(line["info_gain"] != 0 for line in steps(tmp_path)), "the path steers"
+
+
+def test_a_run_on_lines_says_how_far_its_codes_are_handles(tmp_path, capsys):
+    """Broken if --data lines ended without the plans that its codes were to follow, or forced no code."""
+    train.main(["--data", "lines", "--select", "path", "--n_codes", "2", "--rows", "16", "--epochs", "1", "--eval_rows",
+                "6", "--max_new_tokens", "90", "--device", "cpu", "--no-baseline", "--out", str(tmp_path / "run")])
+    text = capsys.readouterr().out
+    assert re.search(r"the code tells \d+% of the manner; \d+% of the answers are as planned", text)
+    assert all(f"dlr {arm} " in text for arm in ("on", "off", "code 0", "code 1"))
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["handles"]
+    assert found["answers"] == 6 and set(found["lines"]) == {"0", "1"}
 
 
 # ---- what a step trains on, and what learns ------------------------------------------------------
