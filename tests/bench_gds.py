@@ -22,8 +22,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import gds as G  # noqa: E402
-from data.gridworlds import MOVES, STAY, STEP  # noqa: E402
-from gds import MDP  # noqa: E402
+from gds import MDP, MOVES, STAY, STEP  # noqa: E402
 
 FILE = ROOT / "analysis" / "results" / "bench_gds.jsonl"
 SEEDS = 3

@@ -14,7 +14,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gds
-from data import gridworlds
 from gds import MDP
 
 settings.register_profile("gds", derandomize=True, deadline=None, max_examples=60,
@@ -278,7 +277,7 @@ def test_capped_is_never_infeasible():
 def test_brute_force_refuses_what_would_not_finish():
     """If this failed, brute_force would hang on a gridworld, not say why, or overflow on a long chain."""
     with pytest.raises(ValueError, match="more than"):
-        gds.brute_force(*gridworlds.bridge().problem)
+        gds.brute_force(*gds.bridge().problem)
     coin = MDP(np.full((2, 1, 2), 0.5), np.zeros((40, 2, 1)), 1)
     with pytest.raises(ValueError, match="more than"):  # one policy, but 2^40 paths
         gds.brute_force(coin, 0, [], history=True)
@@ -442,11 +441,11 @@ OPTIMA = {
     "scouts": (-0.626, 8, None, 8)}
 
 
-@pytest.mark.parametrize("name", gridworlds.WORLDS)
+@pytest.mark.parametrize("name", gds.WORLDS)
 def test_worlds(name, capsys):
     """If this failed, an optimum that readers check their own solver against would have changed."""
     value, length, static, horizon = OPTIMA[name]
-    mdp, start, goals, mode = gridworlds.WORLDS[name]().problem
+    mdp, start, goals, mode = gds.WORLDS[name]().problem
     for heuristic in (True, False) if mdp.K == 1 else (True,):
         result = gds.gds(mdp, start, goals, mode, heuristic)
         assert (round(result.value, 3), result.length) == (round(value, 3), length)
