@@ -39,6 +39,7 @@ import numpy as np
 class MDP:
     """A dynamic MDP: P (S,A,S) with P[s,a,s'], r (T,S,A) with r[t,s,a] <= 0, gamma in [0,1].
 
+    Rewards that do not change may be given as r (S,A) and T, for how many steps they are repeated.
     Every P > 0, however small, is an edge. The rows of P may miss the sum 1 by 1e-5, as they do in
     float32; they are divided by their sum. P is not kept, only its edges, padded to the greatest
     number K of successors that a pair (s,a) has:
@@ -47,10 +48,11 @@ class MDP:
         prob (S,A,K)       their probabilities, 0 where padded
         successors[s][a]   the same edges as a list [(s', p), ...]
 
-    Raises ValueError, naming the argument, for anything else.
+    `deterministic` and `from_successors` are two other ways to give P. All raise ValueError, naming
+    the argument, its value and what is allowed.
     """
 
-    def __init__(self, P, r, gamma):
+    def __init__(self, P, r, gamma, *, T=None):
         P = _numbers("P", P)
         if P.ndim != 3 or P.shape[0] != P.shape[2] or P.size == 0:
             raise ValueError(f"P: expected shape (S,A,S) with S, A >= 1, got {P.shape}")
@@ -62,10 +64,10 @@ class MDP:
         next_states = np.empty((S, A, K), int)
         for s in range(S):
             next_states[s] = np.argsort(P[s] == 0, axis=-1, kind="stable")[:, :K]
-        self._set(next_states, np.take_along_axis(P, next_states, -1), r, gamma)
+        self._set(next_states, np.take_along_axis(P, next_states, -1), r, gamma, T)
 
     @classmethod
-    def deterministic(cls, next_state, r, gamma):
+    def deterministic(cls, next_state, r, gamma, *, T=None):
         """The MDP in which action a leads from s to next_state[s,a] surely: (S,A) integers, no P."""
         states = np.asarray(next_state)
         if states.ndim != 2 or states.size == 0 or states.dtype.kind not in "iu":
@@ -75,27 +77,44 @@ class MDP:
             raise ValueError(f"next_state: states are 0..{len(states) - 1}, "
                              f"got {states.min()}..{states.max()}")
         mdp = cls.__new__(cls)
-        mdp._set(states[..., None], np.ones((*states.shape, 1)), r, gamma)
+        mdp._set(states[..., None], np.ones((*states.shape, 1)), r, gamma, T)
         return mdp
 
-    def _set(self, next_states, prob, r, gamma):
+    @classmethod
+    def from_successors(cls, P, r, gamma, *, T=None):
+        """The MDP of P[s][a] = [(p, s', ...), ...], which is gymnasium's env.unwrapped.P.
+
+        P and P[s] are lists, or dicts with the keys 0, 1, ... Probabilities of the same s' are added.
+        What follows s' (in gymnasium the reward and the end of the episode) is ignored: rewards are
+        in r. No (S,A,S) array is made.
+        """
+        rows = [_in_order(f"P[{s}]", row) for s, row in enumerate(_in_order("P", P))]
+        S, A = len(rows), len(rows[0])
+        edges = []  # for each (s,a) a dict {s': p}
+        for s, row in enumerate(rows):
+            if len(row) != A:
+                raise ValueError(f"P: expected {A} actions in each state, as in 0, got {len(row)} in {s}")
+            edges += [_odds(f"P[{s}][{a}]", outcomes, S) for a, outcomes in enumerate(row)]
+        K = max(1, *map(len, edges))
+        next_states = [[*odds, *[0] * (K - len(odds))] for odds in edges]
+        prob = [[*odds.values(), *[0.0] * (K - len(odds))] for odds in edges]
+        mdp = cls.__new__(cls)
+        mdp._set(np.reshape(next_states, (S, A, K)), np.reshape(prob, (S, A, K)), r, gamma, T)
+        return mdp
+
+    def _set(self, next_states, prob, r, gamma, T):
         """Checks the rest and keeps it. next_states, prob: (S,A,K), see the class."""
         self.S, self.A, self.K = prob.shape
         total = prob.sum(-1)  # (S,A)
         s, a = np.unravel_index(abs(total - 1).argmax(), total.shape)
         if abs(total[s, a] - 1) > 1e-5:
             raise ValueError(f"P: every row must sum to 1, P[{s},{a}] sums to {total[s, a]:g}")
-        r = _numbers("r", r)
-        if r.ndim != 3 or r.shape[1:] != (self.S, self.A) or len(r) == 0:
-            raise ValueError(f"r: expected shape (T,{self.S},{self.A}) with T >= 1, got {r.shape}")
-        if r.max() > 0:
-            raise ValueError(f"r: rewards must be <= 0, got {r.max():g}; subtracting the maximum is no "
-                             "way out, since it shifts policies of different lengths differently")
+        self.r = _rewards(r, self.S, self.A, T)
         is_number = isinstance(gamma, (int, float, np.integer, np.floating))
         if not is_number or isinstance(gamma, bool) or not 0 <= gamma <= 1:
             raise ValueError(f"gamma: expected a number in [0,1], got {gamma!r}")
         self.next, self.prob = next_states, prob / total[..., None]
-        self.r, self.gamma, self.T = r, float(gamma), len(r)
+        self.gamma, self.T = float(gamma), len(self.r)
         self.successors = []
         for states, odds in zip(self.next.tolist(), self.prob.tolist()):  # (A,K) each
             edges = [[(s2, p) for s2, p in zip(*row) if p > 0] for row in zip(states, odds)]
@@ -114,6 +133,7 @@ class Result:
     status   "optimal"; "infeasible": no policy is feasible; "capped": max_pops came first, so
              nothing is known. An unsound `gds_literal` only gives its own opinion
     fired    how many prefixes were pruned (`gds_literal`)
+    reason   why there is no policy, in words (`gds`, `reach_dp`, `static_best`); "" if there is one
     """
 
     value: float
@@ -122,10 +142,12 @@ class Result:
     pops: int
     status: str
     fired: int = 0
+    reason: str = ""
 
 
-def _failed(status, pops, fired=0):
-    return Result(-np.inf if status == "infeasible" else np.nan, 0, [], pops, status, fired)
+def _failed(status, pops, fired=0, reason=""):
+    value = -np.inf if status == "infeasible" else np.nan
+    return Result(value, 0, [], pops, status, fired, reason)
 
 
 # ---- 2. Following a policy -----------------------------------------------------------------------
@@ -265,7 +287,7 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     trace: a list, to which (t, G, v, what) of every pop is appended; what is "expand", "return",
     "drop, t = T" or "PRUNE". why: a list, to which the (G', v', eps_t) of every "PRUNE" is appended.
     """
-    start, goals = _check(mdp, start, goals, mode, max_pops)
+    start, goals = _check(mdp, start, goals, mode, max_pops, trace)
     if reading not in ("parent", "child", "repaired", "none"):
         raise ValueError(f"reading: expected one of parent, child, repaired, none, got {reading!r}")
     eps = repaired_eps(mdp) if reading == "repaired" else printed_eps(mdp)
@@ -765,47 +787,88 @@ def reach_dp(mdp, start, goals):
     """The optimal REACH policy by backward induction for each length, without search.
 
     O(T^2 S A K) time, deterministic O(T S A); O(S A (T + K)) memory, since only the best length is kept.
+    `pops` of the Result counts the choices (t, state, action) of the policy, and 1 for the end.
     """
     start, goals = _check(mdp, start, goals)
     every = (relax(mdp, start, goals, "reach", lengths) for lengths in split_lengths(mdp))
     best = max(every, key=lambda relaxation: relaxation.root)
     if best.root == -np.inf:
-        return _failed("infeasible", 0)
+        return _failed("infeasible", 0, reason=why_infeasible(mdp, start, goals, "reach"))
     dist, policy = {start: 1.0}, []
     while len(policy) not in best.lengths or not feasible("reach", dist.keys(), goals):
         t = len(policy)
         rule = {s: int(best.regret[t, s].argmin()) for s in dist}
         dist, _ = step(mdp, dist, rule, t)
         policy.append(rule)
-    pops = sum(len(rule) for rule in policy) + 1  # each choice, and the end
-    return Result(best.root, len(policy), policy, pops, "optimal")
+    choices = sum(len(rule) for rule in policy)
+    return Result(best.root, len(policy), policy, choices + 1, "optimal")
+
+
+def why_infeasible(mdp, start, goals, mode, kind="policy"):
+    """A sentence for `Result.reason`. kind: what there is none of, "policy" or "static policy"."""
+    if not goals:
+        return "goals is empty, and no policy ends in a goal"
+    # The least time t >= 1 at which chance and actions can lead to a state, if they can.
+    first, frontier = {}, {start}
+    for t in itertools.count(1):
+        nearby = {s2 for s in frontier for edges in mdp.successors[s] for s2, _ in edges}
+        frontier = nearby - first.keys()
+        if not frontier:
+            break
+        first.update(dict.fromkeys(frontier, t))
+    # REACH needs one of the goals at least, so the nearest; COVER needs all, so the farthest.
+    choose = min if mode == "reach" else max
+    goal = choose(sorted(goals), key=lambda g: first.get(g, np.inf))
+    if goal not in first:
+        return f"no path leads from state {start} to {'a goal' if mode == 'reach' else f'goal {goal}'}"
+    if first[goal] > mdp.T:
+        return f"the shortest path to goal {goal} takes {first[goal]} steps, but T = {mdp.T}"
+    if mode == "reach":
+        return (f"luck may lead to a goal, but no {kind} is sure to end in one: REACH asks that all "
+                f"branches be in goals at the same time t <= {mdp.T}")
+    return (f"each goal can be reached, but no {kind} covers all of them at the same time t <= {mdp.T}: "
+            "a branch takes one way, and branches that meet share their action")
 
 
 # ---- 7, continued: the search ---------------------------------------------------------------------
 
 
-def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6):
-    """The optimal policy from state start that reaches or covers the set goals.
+def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=None):
+    """The optimal policy from state start that reaches or covers the set goals, as a `Result`.
 
-    Theorems 4 (REACH), 5 (COVER): GDS is optimal. In place of the printed, unsound pruning:
-    - rules on the support only: rules that differ elsewhere have the same future;
+    The answer is `gds_plain`'s. What makes it fast, in place of the printed, unsound pruning:
     - branches choose one after another, so a pop appends at most A entries, not A^n rules (n: support).
       Rewards add up over the branches and never raise a prefix, and as the order of the branches is
       fixed, each rule is built once;
     - of prefixes with the same time and distribution, so with the same future, only the best is kept.
       With a deterministic P this is Dijkstra's algorithm on (time, state): at most T*S+1 pops;
     - heuristic=True: A*. The order is that of `upper_bound`, not of the value. In REACH that bound is
-      exact, so nothing is left to search: `reach_dp` reads the best policy off.
+      exact, so nothing is left to search: `reach_dp` reads the policy off. max_pops, which has no
+      pops to count then, is held against the choices that make up the policy.
+
+    trace: a list, to which (t, states, v, what) of every pop is appended. The branches in these
+    states have no action at time t yet; v is the value so far. what is "expand": the first of the
+    states tries every action; "expand, go on": so, too, but other branches have chosen already;
+    "return"; "drop, t = T"; or "drop, t = L", since with chance and the heuristic each length L has a
+    tree of its own. Where `reach_dp` reads the policy off, so are its steps, with what = "read off".
+
     Distributions count as equal if the supports are and probabilities agree to 12 decimals. Taking one
     for another costs at most 1e-12 T S r_max, and may happen at each of T S choices in a row: V is exact
     up to 1e-12 (T S)^2 r_max. COVER is NP-hard (`sat_gadget`): expect "capped" on large stochastic
     problems. Memory: REACH O(S A (T + K)), COVER O(S (T A + T G + A K G)) and the heap.
     """
-    start, goals = _check(mdp, start, goals, mode, max_pops)
+    start, goals = _check(mdp, start, goals, mode, max_pops, trace)
     if mode == "cover" or not heuristic:
-        return _search(mdp, start, goals, mode, heuristic, max_pops)
+        return _search(mdp, start, goals, mode, heuristic, max_pops, trace)
     best = reach_dp(mdp, start, goals)
-    return best if best.pops <= max_pops else _failed("capped", max_pops)
+    if best.pops > max_pops:
+        reason = f"the policy has {best.pops} choices, with the end as one, but max_pops = {max_pops}"
+        return _failed("capped", max_pops, reason=reason)
+    if trace is not None and best.status == "optimal":
+        for t, dist in enumerate(follow(mdp, start, best.policy)[0]):
+            so_far = policy_value(mdp, start, best.policy[:t])
+            trace.append((t, sorted(dist), so_far, "read off" if t < best.length else "return"))
+    return best
 
 
 def static_best(mdp, start, goals, mode="reach", max_pops=10**6):
@@ -814,7 +877,7 @@ def static_best(mdp, start, goals, mode="reach", max_pops=10**6):
     Theorem 2: some dynamic MDP has no optimal static policy, so this may be worse than gds.
     """
     start, goals = _check(mdp, start, goals, mode, max_pops)
-    return _search(mdp, start, goals, mode, True, max_pops, static=True)
+    return _search(mdp, start, goals, mode, True, max_pops, None, static=True)
 
 
 class Entry(NamedTuple):
@@ -843,7 +906,7 @@ def upper_bound(relaxation, entry):
     return entry.relaxed_value - loss.min(0).max().item()
 
 
-def _search(mdp, start, goals, mode, heuristic, max_pops, static=False):
+def _search(mdp, start, goals, mode, heuristic, max_pops, trace, static=False):
     """Best-first search. static: a state takes the same action whenever it is met."""
 
     @functools.lru_cache(maxsize=8)  # all T of them would take O(T^2 S A) memory
@@ -870,23 +933,33 @@ def _search(mdp, start, goals, mode, heuristic, max_pops, static=False):
         if entry.future and entry.value < best_value[lengths[-1], entry.future]:
             continue  # a better prefix with the same future came later
         if pops == max_pops:
-            return _failed("capped", pops)
+            return _failed("capped", pops, reason=f"max_pops = {max_pops} came first")
         pops += 1
-        ends = {s for s, _ in entry.todo}
-        between_rules = not entry.done  # no branch waits for the others
-        if between_rules and entry.t in lengths and feasible(mode, ends, goals):
+        states = {s for s, _ in entry.todo}
+        if entry.done:
+            what = "expand, go on"
+        elif entry.t in lengths and feasible(mode, states, goals):
+            what = "return"
+        elif entry.t == lengths[-1]:
+            what = "drop, t = T" if entry.t == mdp.T else "drop, t = L"
+        else:
+            what = "expand"
+        if trace is not None:
+            trace.append((entry.t, sorted(states), entry.value, what))
+        if what == "return":
             policy = [{} for _ in range(entry.t)]
             for t, s, a in _choices(entry):
                 policy[t][s] = a
             return Result(entry.value, entry.t, policy, pops, "optimal")
-        if entry.t == lengths[-1]:
+        if what.startswith("drop"):
             continue
         for child in _children(mdp, relaxation_for(lengths), entry, static):
             key = lengths[-1], child.future
             if child.value > best_value.get(key, -np.inf):
                 best_value[key] = child.value
                 push(child, lengths)
-    return _failed("infeasible", pops)
+    kind = "static policy" if static else "policy"
+    return _failed("infeasible", pops, reason=why_infeasible(mdp, start, goals, mode, kind))
 
 
 def _children(mdp, relaxation, entry, static):
@@ -1060,6 +1133,59 @@ def _numbers(name, x):
     return x
 
 
+def _rewards(r, S, A, T):
+    """r, checked, as (T,S,A). One of shape (S,A) is repeated without a copy."""
+    r = _numbers("r", r)
+    if T is not None:
+        _at_least_1("T", T)
+    if r.shape == (S, A):
+        if T is None:
+            raise ValueError(f"r: its shape (S,A) = {r.shape} needs T=..., for how many steps to repeat it")
+        r = np.broadcast_to(r, (T, S, A))
+    if r.ndim != 3 or r.shape[1:] != (S, A) or len(r) == 0:
+        raise ValueError(f"r: expected shape (T,{S},{A}) with T >= 1, or ({S},{A}) and T=..., "
+                         f"got {r.shape}")
+    if T not in (None, len(r)):
+        raise ValueError(f"T: expected {len(r)}, the steps of r, whose shape is {r.shape}, got {T}")
+    if r.max() > 0:
+        raise ValueError(f"r: rewards must be <= 0, got {r.max():g}; give costs instead, a reward < 0 "
+                         "for each step, and as goals what is worth reaching; subtracting the maximum is "
+                         "no way out, since it shifts policies of different lengths differently")
+    return r
+
+
+def _in_order(name, x):
+    """The values of a dict with the keys 0..n-1, or of a list, as a list."""
+    if isinstance(x, dict):
+        if not x or set(x) != set(range(len(x))):
+            raise ValueError(f"{name}: expected the keys 0, 1, ..., got {sorted(x, key=str)!r:.80}")
+        return [x[i] for i in range(len(x))]
+    if not isinstance(x, (list, tuple)) or not x:
+        raise ValueError(f"{name}: expected a dict or a list, not empty, got {x!r:.80}")
+    return list(x)
+
+
+def _odds(name, outcomes, S):
+    """[(p, s', ...), ...] as {s': p}, in the order of s', without those of p = 0."""
+    odds = {}
+    try:
+        outcomes = [(p + 0.0, s2) for p, s2, *_ in outcomes]
+    except (TypeError, ValueError):
+        raise ValueError(f"{name}: expected [(probability, next state), ...], got {outcomes!r:.80}") from None
+    for p, s2 in outcomes:
+        if not 0 <= p < np.inf:
+            raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
+        s2 = _index(name, s2, S)
+        if p > 0:
+            odds[s2] = odds.get(s2, 0.0) + p
+    return dict(sorted(odds.items()))
+
+
+def _at_least_1(name, x):
+    if isinstance(x, bool) or not isinstance(x, (int, np.integer)) or x < 1:
+        raise ValueError(f"{name}: expected an integer >= 1, got {x!r}")
+
+
 def _index(name, i, n, what="a state"):
     """i as an int in 0..n-1. A boolean is none: goals [False, True] would silently mean {0, 1}."""
     if isinstance(i, bool) or not isinstance(i, (int, np.integer)) or not 0 <= i < n:
@@ -1067,7 +1193,7 @@ def _index(name, i, n, what="a state"):
     return int(i)
 
 
-def _check(mdp, start, goals, mode="reach", max_pops=1):
+def _check(mdp, start, goals, mode="reach", max_pops=1, trace=None):
     """The arguments that all solvers share: start as an int and the goals as a frozenset."""
     try:
         goals = list(goals)
@@ -1075,8 +1201,9 @@ def _check(mdp, start, goals, mode="reach", max_pops=1):
         raise ValueError(f"goals: expected a collection of states, got {goals!r}") from None
     if mode not in ("reach", "cover"):
         raise ValueError(f"mode: expected one of reach, cover, got {mode!r}")
-    if isinstance(max_pops, bool) or not isinstance(max_pops, (int, np.integer)) or max_pops < 1:
-        raise ValueError(f"max_pops: expected an integer >= 1, got {max_pops!r}")
+    _at_least_1("max_pops", max_pops)
+    if trace is not None and not isinstance(trace, list):
+        raise ValueError(f"trace: expected a list to append to, or None, got {trace!r}")
     return _index("start", start, mdp.S), frozenset(_index("goals", g, mdp.S) for g in goals)
 
 
