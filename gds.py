@@ -824,10 +824,10 @@ def why_infeasible(mdp, start, goals, mode, kind="policy"):
     if first[goal] > mdp.T:
         return f"the shortest path to goal {goal} takes {first[goal]} steps, but T = {mdp.T}"
     if mode == "reach":
-        return (f"luck may lead to a goal, but no {kind} is sure to end in one: REACH asks that all "
-                f"branches be in goals at the same time t <= {mdp.T}")
-    return (f"each goal can be reached, but no {kind} covers all of them at the same time t <= {mdp.T}: "
-            "a branch takes one way, and branches that meet share their action")
+        return (f"luck may lead to a goal, but no {kind} is sure to end in one, with all its branches "
+                f"in goals at the same time t <= {mdp.T}")
+    return (f"each goal can be reached, but no {kind} has a branch in each of them at the same time "
+            f"t <= {mdp.T}")
 
 
 # ---- 7, continued: the search ---------------------------------------------------------------------
@@ -862,7 +862,7 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=N
         return _search(mdp, start, goals, mode, heuristic, max_pops, trace)
     best = reach_dp(mdp, start, goals)
     if best.pops > max_pops:
-        reason = f"the policy has {best.pops} choices, with the end as one, but max_pops = {max_pops}"
+        reason = f"the policy takes {best.pops} choices, counting its end, but max_pops = {max_pops}"
         return _failed("capped", max_pops, reason=reason)
     if trace is not None and best.status == "optimal":
         for t, dist in enumerate(follow(mdp, start, best.policy)[0]):
@@ -1009,25 +1009,41 @@ class World(NamedTuple):
 
 
 def grid(story, rows, T, extra, gamma=0.97, land=None, mode="reach"):
-    """A World from a map: start 's', goals 'g', '#' cannot be entered. Blocked moves go nowhere.
+    """A World from a map: a list of strings, or one string of lines (blanks around them are dropped).
 
-    r_t(s,a) = -(STEP or STAY) - E extra(t+1, i, j, letter), where (i, j) is the cell landed on.
+    's' is the start, 'g' a goal, '#' a wall; other letters are cells to which extra may give a price.
+    A move into a wall or off the map goes nowhere. The actions are MOVES.
+    extra(t, i, j, letter): what landing on the cell in row i and column j at time t costs, so
+        r_t(s,a) = -(STEP or STAY) - E extra(t+1, i, j, letter).
     land(i, j, target): the equally likely landings of a move from (i, j), instead of its target.
     """
+    if isinstance(rows, str):
+        rows = [line.strip() for line in rows.strip().splitlines()]
+    if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
+        raise ValueError(f"rows: expected a list of strings or one string of lines, got {rows!r:.80}")
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError(f"rows: expected lines of one length, got {[len(row) for row in rows]} in {rows}")
+    if "".join(rows).count("s") != 1:
+        raise ValueError(f"rows: expected one start 's', got {''.join(rows).count('s')} in {rows}")
+    _at_least_1("T", T)
     cells = [(i, j) for i, row in enumerate(rows) for j, letter in enumerate(row) if letter != "#"]
+    state_of = {cell: s for s, cell in enumerate(cells)}
     letters = [rows[i][j] for i, j in cells]
-    P = np.zeros((len(cells), len(MOVES), len(cells)))
-    for s, (i, j) in enumerate(cells):
-        for a, (di, dj) in enumerate(MOVES.values()):
-            target = (i + di, j + dj) if (i + di, j + dj) in cells else (i, j)
-            landings = land(i, j, target) if land else [target]
-            for cell in landings:
-                P[s, a, cells.index(cell)] += 1 / len(landings)
     costs = np.array([[extra(t, i, j, c) for (i, j), c in zip(cells, letters)] for t in range(T + 1)])
-    own = np.array([STAY] + [STEP] * 4)  # (A,)
-    r = -own - np.einsum("sax,tx->tsa", P, costs[1:])
+    P, r = [], np.zeros((T, len(cells), len(MOVES)))
+    for s, (i, j) in enumerate(cells):
+        P.append([])
+        for a, (di, dj) in enumerate(MOVES.values()):
+            target = (i + di, j + dj) if (i + di, j + dj) in state_of else (i, j)
+            landings = land(i, j, target) if land else [target]
+            if not landings or not all(cell in state_of for cell in landings):
+                raise ValueError(f"land: expected cells of the map that are no walls, got {landings}")
+            states = [state_of[cell] for cell in landings]
+            P[s].append([(1 / len(states), s2) for s2 in states])
+            r[:, s, a] = -(STEP if a else STAY) - costs[1:, states].mean(1)
     goals = {s for s, letter in enumerate(letters) if letter == "g"}
-    return World(story, rows, cells, costs, (MDP(P, r, gamma), letters.index("s"), goals, mode))
+    problem = (MDP.from_successors(P, r, gamma), letters.index("s"), goals, mode)
+    return World(story, list(rows), cells, costs, problem)
 
 
 def toll():
@@ -1099,25 +1115,45 @@ WORLDS = {make.__name__: make for make in (toll, bridge, guard, doors, river, sc
 
 
 def show(world):
-    """Solves a world and prints the plan, a frame for each time."""
+    """Solves a world and prints the plan, a frame for each time.
+
+    The frame of time t has the agents (the states in which chance may have put the agent), their
+    actions at t, and what landing on a cell by these, so at t+1, costs.
+    """
     mdp, start, goals, mode = world.problem
     best = gds(*world.problem)
     print(world.story)
     for name, found in (("GDS", best), ("best static", static_best(*world.problem))):
-        answer = f"value {found.value:.3f} in {found.length} steps" if found.policy else "no such policy"
+        answer = f"value {found.value:.3f} in {found.length} steps"
+        if found.status != "optimal":
+            answer = f"{found.status}: {found.reason}"
         print(f"{name + ':':12} {answer}")
-    print("@ agent  g goal  # wall  1-9 extra cost of landing there now, in tenths  X 1 or more")
+    print("@ agent, with its action beside the row (several agents: from left to right)  g goal  # wall\n"
+          "1-9 what landing there at t + 1 costs besides the step, in tenths  X 1 or more")
     for t, dist in enumerate(follow(mdp, start, best.policy)[0]):
         paid = abs(policy_value(mdp, start, best.policy[:t]))
-        rule = best.policy[t] if t < best.length else {}
-        print(f"\nt = {t}, paid {paid:.2f}. {', '.join(list(MOVES)[a] for a in rule.values()) or 'Arrived'}")
-        picture = [list(row.translate(str.maketrans("sABF~", "....."))) for row in world.rows]
-        for s, (i, j) in enumerate(world.cells):
-            if s in dist:
-                picture[i][j] = "@"
-            elif s not in goals and world.extra[t, s] > 0:
-                picture[i][j] = "X" if world.extra[t, s] >= 1 else f"{10 * world.extra[t, s]:.0f}"
-        print("\n".join("".join(row) for row in picture))
+        print(f"\nt = {t}, paid {paid:.2f}")
+        if best.status == "optimal" and t == best.length:
+            print("Arrived\n" + _frame(world, dist, {}, [0] * mdp.S))
+        else:
+            rule = best.policy[t] if best.policy else {}
+            print(_frame(world, dist, rule, world.extra[t + 1]))
+
+
+def _frame(world, agents, rule, costs):
+    """The map with the agents and the costs (S,), and beside each row the actions of its agents."""
+    picture = [[letter if letter in "g#" else "." for letter in row] for row in world.rows]
+    actions = [[] for _ in world.rows]
+    for s, (i, j) in enumerate(world.cells):
+        if s in agents:
+            picture[i][j] = "@"
+            if s in rule:
+                actions[i].append(list(MOVES)[rule[s]])
+        elif picture[i][j] == "." and costs[s] > 0:
+            tenths = min(max(round(10 * costs[s]), 1), 9)
+            picture[i][j] = "X" if costs[s] >= 1 else str(tenths)
+    lines = [f"{''.join(row)}   {', '.join(beside)}" for row, beside in zip(picture, actions)]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 # ---- 9. Checks of arguments ----------------------------------------------------------------------
@@ -1222,6 +1258,7 @@ def main(argv=None):
     if args.world:
         show(WORLDS[args.world]())
         return 0
+    print("A gridworld whose costs change with time, solved by GDS (--world shows more of them).\n")
     show(toll())
     print_counterexample(2, "child")
     print_counterexample(3, "parent")
