@@ -88,13 +88,29 @@ class MDP:
         What follows s' (in gymnasium the reward and the end of the episode) is ignored: rewards are
         in r. No (S,A,S) array is made.
         """
-        rows = [_in_order(f"P[{s}]", row) for s, row in enumerate(_in_order("P", P))]
-        S, A = len(rows), len(rows[0])
+        name, listed = "P", {}  # (s,a): [(p, s'), ...]
+        try:
+            S, A = len(P), len(P[0])
+            for s, a in np.ndindex(S, A):
+                name = f"P[{s}][{a}]"
+                listed[s, a] = [(p + 0.0, s2) for p, s2, *_ in P[s][a]]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise ValueError(f"{name}: expected lists, or dicts with the keys 0, 1, ..., so that "
+                             f"P[s][a] = [(p, s', ...), ...], got {P!r:.80}") from None
+        for s in range(S):
+            if len(P[s]) != A or A == 0:
+                raise ValueError(f"P[{s}]: expected as many actions as in P[0], and at least 1, "
+                                 f"got {len(P[s])} and in P[0] {A}")
         edges = []  # for each (s,a) a dict {s': p}
-        for s, row in enumerate(rows):
-            if len(row) != A:
-                raise ValueError(f"P: expected {A} actions in each state, as in 0, got {len(row)} in {s}")
-            edges += [_odds(f"P[{s}][{a}]", outcomes, S) for a, outcomes in enumerate(row)]
+        for (s, a), outcomes in listed.items():
+            name, odds = f"P[{s}][{a}]", {}
+            for p, s2 in outcomes:
+                if not 0 <= p < np.inf:
+                    raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
+                s2 = _index(name, s2, S)
+                if p > 0:
+                    odds[s2] = odds.get(s2, 0.0) + p
+            edges.append(dict(sorted(odds.items())))
         K = max(1, *map(len, edges))
         next_states = [[*odds, *[0] * (K - len(odds))] for odds in edges]
         prob = [[*odds.values(), *[0.0] * (K - len(odds))] for odds in edges]
@@ -554,13 +570,9 @@ def check_theorem_1(cases, restarts):
 
 
 def check_theorem_2():
-    """A corridor 0, 1, 2 to the goal 2: stay (.05) or go on (.1); being in 1 at t = 1 or 2 costs 1 more."""
-    r = np.full((6, 3, 2), [-0.05, -0.1])
-    r[:2, [0, 1], [1, 0]] -= 1  # going to 1, or staying there, at t = 0 or 1
-    mdp = MDP.deterministic([[0, 1], [1, 2], [2, 2]], r, 0.95)
-    best, static = gds(mdp, 0, {2}), static_best(mdp, 0, {2})
+    best, static = gds(*toll().problem), static_best(*toll().problem)
     return Claim("Theorem 2: a dynamic MDP may have no optimal static policy",
-                 f"a toll: waiting is worth {best.value:.3f}, the best static policy {static.value:.3f}",
+                 f"in the toll world waiting is worth {best.value:.3f}, the best static policy {static.value:.3f}",
                  best.value <= static.value + 1e-9)
 
 
@@ -1188,33 +1200,6 @@ def _rewards(r, S, A, T):
                          "for each step, and as goals what is worth reaching; subtracting the maximum is "
                          "no way out, since it shifts policies of different lengths differently")
     return r
-
-
-def _in_order(name, x):
-    """The values of a dict with the keys 0..n-1, or of a list, as a list."""
-    if isinstance(x, dict):
-        if not x or set(x) != set(range(len(x))):
-            raise ValueError(f"{name}: expected the keys 0, 1, ..., got {sorted(x, key=str)!r:.80}")
-        return [x[i] for i in range(len(x))]
-    if not isinstance(x, (list, tuple)) or not x:
-        raise ValueError(f"{name}: expected a dict or a list, not empty, got {x!r:.80}")
-    return list(x)
-
-
-def _odds(name, outcomes, S):
-    """[(p, s', ...), ...] as {s': p}, in the order of s', without those of p = 0."""
-    odds = {}
-    try:
-        outcomes = [(p + 0.0, s2) for p, s2, *_ in outcomes]
-    except (TypeError, ValueError):
-        raise ValueError(f"{name}: expected [(probability, next state), ...], got {outcomes!r:.80}") from None
-    for p, s2 in outcomes:
-        if not 0 <= p < np.inf:
-            raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
-        s2 = _index(name, s2, S)
-        if p > 0:
-            odds[s2] = odds.get(s2, 0.0) + p
-    return dict(sorted(odds.items()))
 
 
 def _at_least_1(name, x):
