@@ -1,6 +1,6 @@
 """General Dijkstra Search (GDS): the theorem, where the printed algorithm fails, and the repair.
 
-    python gds.py                  a plan in a gridworld, the counterexample, every claim put to the test
+    python gds.py                  shows a plan, the counterexample, and tests every claim
     python gds.py --world bridge   solves one of six gridworlds and shows the plan
 
 Source: Yu, Su, Abdullah, "Dynamic Latent Routing", arXiv 2605.14323 (2026). Needs numpy only.
@@ -20,7 +20,7 @@ The terms, in the paper's letters:
 
 The theorem is in sections 3-6: GDS is Dijkstra's algorithm on policies (`gds_plain`), and optimal.
 The pruning that is printed with it is not sound (`gds_literal`, `late_shortcut`); a repair is.
-Section 7 has the same search made fast: `gds` is the function to use.
+Sections 7-8 have the same search made fast: `gds` is the function to use.
 """
 
 import argparse
@@ -88,29 +88,7 @@ class MDP:
         What follows s' (in gymnasium the reward and the end of the episode) is ignored: rewards are
         in r. No (S,A,S) array is made.
         """
-        name, listed = "P", {}  # (s,a): [(p, s'), ...]
-        try:
-            S, A = len(P), len(P[0])
-            for s, a in np.ndindex(S, A):
-                name = f"P[{s}][{a}]"
-                listed[s, a] = [(p + 0.0, s2) for p, s2, *_ in P[s][a]]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise ValueError(f"{name}: expected lists, or dicts with the keys 0, 1, ..., so that "
-                             f"P[s][a] = [(p, s', ...), ...], got {P!r:.80}") from None
-        for s in range(S):
-            if len(P[s]) != A or A == 0:
-                raise ValueError(f"P[{s}]: expected as many actions as in P[0], and at least 1, "
-                                 f"got {len(P[s])} and in P[0] {A}")
-        edges = []  # for each (s,a) a dict {s': p}
-        for (s, a), outcomes in listed.items():
-            name, odds = f"P[{s}][{a}]", {}
-            for p, s2 in outcomes:
-                if not 0 <= p < np.inf:
-                    raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
-                s2 = _index(name, s2, S)
-                if p > 0:
-                    odds[s2] = odds.get(s2, 0.0) + p
-            edges.append(dict(sorted(odds.items())))
+        S, A, edges = _read_successors(P)
         K = max(1, *map(len, edges))
         next_states = [[*odds, *[0] * (K - len(odds))] for odds in edges]
         prob = [[*odds.values(), *[0.0] * (K - len(odds))] for odds in edges]
@@ -239,9 +217,10 @@ def gds_plain(mdp, start, goals, mode="reach"):
     feasible, return it. If it has length T, drop it. Otherwise append every rule, and push the
     prefixes that are one step longer.
 
-    Theorems 4 (REACH) and 5 (COVER): the first feasible prefix that is popped is optimal. Proof: any
-    other policy, if it was not popped itself, extends a prefix in the heap. Rewards are <= 0, so it is
-    worth no more than that prefix; and that prefix no more than the popped one, which was the greatest.
+    Theorems 4 (REACH) and 5 (COVER): the first feasible prefix that is popped is optimal. Proof: the
+    policies popped before were not feasible. Every other policy is in the heap, or extends a prefix
+    that is. Rewards are <= 0, so it is worth no more than that prefix, and the prefix is worth no more
+    than the popped one, which was the greatest.
     """
     start, goals = _check(mdp, start, goals, mode)
     pops, tick = 0, itertools.count()
@@ -263,7 +242,7 @@ def gds_plain(mdp, start, goals, mode="reach"):
 
 
 def printed_eps(mdp):
-    """[eps_t for t < T], as printed: r_max/(1-gamma) sum_{i>=t} gamma^i = r_max gamma^t/(1-gamma)^2."""
+    """[eps_t for t < T] as printed: r_max/(1-gamma) sum_{i>=t} gamma^i = r_max gamma^t/(1-gamma)^2."""
     r_max = -mdp.r.min()
     if r_max == 0:
         return [0.0] * mdp.T
@@ -273,11 +252,13 @@ def printed_eps(mdp):
 
 
 def repaired_eps(mdp):
-    """[eps_t for t < T], repaired: r_max sum_{t<=i<T} gamma^i, the most that the steps left can cost."""
-    return [-mdp.r.min() * sum(mdp.gamma**i for i in range(t, mdp.T)) for t in range(mdp.T)]
+    """[eps_t for t < T] repaired: r_max sum_{t<=i<T} gamma^i, the most that the rest can cost."""
+    r_max = -mdp.r.min()
+    return [r_max * sum(mdp.gamma**i for i in range(t, mdp.T)) for t in range(mdp.T)]
 
 
-def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**6, trace=None, why=None):
+def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**6,
+                trace=None, why=None):
     """`gds_plain` with the printed pruning, which is unsound, or with its repair.
 
     Let a popped prefix have length t, goal set G and value v. It is pruned, that is not extended, if
@@ -291,13 +272,13 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     no time. So a prefix that is too late may prune the only one that is in time: `late_shortcut`.
     And where eps is 0 (gamma = 0, or no cost at all), a prefix may be pruned by its own record.
 
-    Repaired, ours, sound: reading "repaired". eps_t is `repaired_eps`. A prefix that is extended leaves
-    its own (G, v) as the record, which prunes only prefixes of the same length t. Proof: let the pruned
-    prefix have a feasible completion, and append the same rules to the recorded prefix instead. In REACH
-    they start from fewer states (G' in G), so they reach no further end, and every end is a goal. In
-    COVER they start from more states and still reach the same ends, so every goal is covered. So this
-    policy is feasible, too, and worth >= v' - eps_t >= v >= the pruned completion. If it is pruned in
-    turn, repeat the argument: each time fewer steps are left.
+    Repaired, ours, sound: reading "repaired". eps_t is `repaired_eps`. A prefix that is extended
+    leaves its own (G, v) as the record, which prunes only prefixes of the same length t. Proof: let
+    the pruned prefix have a feasible completion, and append the same rules to the recorded prefix
+    instead. In REACH they start from fewer states (G' in G), so they reach no further end, and every
+    end is a goal. In COVER they start from more states and still reach the same ends, so every goal is
+    covered. So this policy is feasible, too, and worth >= v' - eps_t >= v >= the pruned completion. If
+    it is pruned in turn, repeat the argument: each time fewer steps are left.
 
     reading "none": nothing is pruned. max_pops also caps the prefixes that wait in the heap.
     trace: a list, to which (t, G, v, what) of every pop is appended; what is "expand", "return",
@@ -362,9 +343,9 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
 
 
 def least_firing_depth(gamma):
-    """t*: the printed rule prunes no prefix shorter than the least t with gamma^t <= (1-gamma)/(2-gamma).
+    """t*, the least t >= 1 with gamma^t <= (1-gamma)/(2-gamma): nothing shorter is pruned as printed.
 
-    Proof: it prunes v <= v' - eps_t, where v' <= 0, v >= -r_max (1-gamma^t)/(1-gamma) and
+    Proof: pruning needs v <= v' - eps_t, where v' <= 0, v >= -r_max (1-gamma^t)/(1-gamma) and
     eps_t = r_max gamma^t/(1-gamma)^2 (r_max > 0). Hence the printed algorithm is right for T <= t*.
     """
     if gamma == 1:
@@ -400,8 +381,9 @@ def print_counterexample(T, reading):
     """The late_shortcut at gamma = .25, where t* = 1, pop by pop."""
     mdp, start, goals = late_shortcut(0.25, T)
     edges = ", ".join(f"{s}:{mdp.next[s, :, 0].tolist()}" for s in range(mdp.S))
-    print(f"\nThe printed pruning goes wrong ({reading} reading): gamma = {mdp.gamma}, T = {T}, start 0, "
-          f"goal {T}.\nActions 0 and 1 lead to {edges}. Only action 1 in state 0 at t = 0 costs, 1.")
+    print(f"\nCounterexample to the printed pruning, {reading} reading: gamma = {mdp.gamma}, T = {T}, "
+          f"start 0, goal {T}.\nActions 0 and 1 lead to {edges}. All is free, except that going from "
+          "0 to 1 at t = 0 costs 1.")
     trace, why = [], []
     printed = gds_literal(mdp, start, goals, reading=reading, trace=trace, why=why)
     records = iter(why)
@@ -411,9 +393,9 @@ def print_counterexample(T, reading):
             what = f"PRUNE: {v:g} <= {v2:g} - {eps:.3f}, by {set(G2)} with value {v2:g}"
         print(f"  t={t} G={set(G)} v={v:g}: {what}")
     repaired = gds_literal(mdp, start, goals, reading="repaired")
-    print(f"  It answers: {printed.status}. The record is of {{1}} at t = 2, too late for the goal.\n"
-          f"  The optimum is {brute_force(mdp, start, goals).value:g}, and so say gds_plain "
-          f"({gds_plain(mdp, start, goals).value:g}) and the repair ({repaired.value:g}).")
+    print(f"  answer: {printed.status}. The optimum is {brute_force(mdp, start, goals).value:g}.\n"
+          "  The record is of {1} at t = 2, too late for the goal; but records carry no time.\n"
+          f"  Without pruning: {gds_plain(mdp, start, goals).value:g}. Repaired: {repaired.value:g}.")
 
 
 # ---- 5. What the claims are compared with --------------------------------------------------------
@@ -429,7 +411,8 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=5 * 10**5)
     every = [({(start,): 1.0}, 0.0, [])]  # every policy of length t: its {path: odds}, value, rules
     for t in range(mdp.T):
         if sum(max(len(dist), mdp.A ** len(dist)) for dist, _, _ in every) > limit:
-            raise ValueError(f"brute_force: more than {limit} policies or paths of length {t + 1}, use gds")
+            raise ValueError(f"brute_force: more than {limit} policies or paths of length {t + 1}, "
+                             "use gds")
         longer = []
         for dist, value, policy in every:
             met = [path if history else path[-1] for path in dist]
@@ -551,7 +534,7 @@ class Claim(NamedTuple):
 
 
 def check_theorem_1(cases, restarts):
-    """Random policies, cut after T1 steps. The clock says which rewards second reads: r_T1.. or r_0.."""
+    """Random policies, cut after T1 steps. restarts: the second part reads r_0, r_1.. and not r_T1.."""
     rng, wrong = np.random.default_rng(0), 0
     free_then_dear = MDP.deterministic([[0]], [[[0.0]], [[-1.0]]], 1)
     for mdp, start, *_ in [(free_then_dear, 0), *(problem for problem, _ in cases)]:
@@ -564,7 +547,8 @@ def check_theorem_1(cases, restarts):
         wrong += abs(parts - whole) > 1e-9
     if restarts:
         return Claim("for Theorem 1: if second's clock restarts at 0, the equation must break",
-                     f"it fails on {wrong} of {len(cases) + 1} pairs", wrong, expected=False, control=True)
+                     f"it fails on {wrong} of {len(cases) + 1} pairs", wrong,
+                     expected=False, control=True)
     return Claim("Theorem 1: V(first+second) = V(first) + gamma^T1 E[V(second)], if second's clock "
                  "goes on from T1", f"{wrong} wrong of {len(cases) + 1} pairs", wrong)
 
@@ -572,7 +556,8 @@ def check_theorem_1(cases, restarts):
 def check_theorem_2():
     best, static = gds(*toll().problem), static_best(*toll().problem)
     return Claim("Theorem 2: a dynamic MDP may have no optimal static policy",
-                 f"in the toll world waiting is worth {best.value:.3f}, the best static policy {static.value:.3f}",
+                 f"in the toll world waiting is worth {best.value:.3f}, the best static policy "
+                 f"{static.value:.3f}",
                  best.value <= static.value + 1e-9)
 
 
@@ -600,7 +585,8 @@ def check_theorems_4_and_5(cases, theorem, mode):
                 dists, value = follow(mdp, start, found.policy)
                 right &= abs(value - found.value) < 1e-9 and feasible(mode, set(dists[-1]), goals)
         wrong += not right
-    return Claim(f"Theorem {theorem}: GDS without the printed pruning returns the optimum, {mode.upper()}",
+    return Claim(f"Theorem {theorem}: GDS without the printed pruning returns the optimum, "
+                 f"{mode.upper()}",
                  f"{wrong} wrong of {len(cases)} against brute force: `gds_plain`, and `gds` with and "
                  "without its bound; the policies were replayed", wrong)
 
@@ -617,8 +603,8 @@ def check_printed(cases, reading):
         built += not same(gds_literal(*problem, reading=reading), gds(*problem))
     counts = ", ".join(f"{count} at {gamma:g}" for gamma, count in sorted(wrong.items()))
     return Claim(f"Theorems 4 and 5 with the printed pruning, {reading} reading",
-                 f"wrong answers by gamma, of {len(cases)} random problems: {counts};\n"
-                 f"       and on {built} of 3 late shortcuts (gamma .25, .5, .75)",
+                 f"wrong answers by gamma, of {len(cases)} random problems: {counts};\n       "
+                 f"and on {built} of 3 late shortcuts (gamma .25, .5, .75)",
                  wrong.total() + built, expected=False)
 
 
@@ -635,7 +621,8 @@ def check_firing_depth(cases):
             wrong += mdp.T <= depth and not same(result, optimum)
     gammas = (0.25, 0.5, 0.75, 0.9, 0.99)
     depths = ", ".join(f"{least_firing_depth(gamma)} at {gamma}" for gamma in gammas)
-    return Claim("It prunes no prefix shorter than t*, gamma^t* <= (1-gamma)/(2-gamma): right for T <= t*",
+    return Claim("It prunes no prefix shorter than t*, gamma^t* <= (1-gamma)/(2-gamma): "
+                 "right for T <= t*",
                  f"{early} pruned earlier, {wrong} wrong with T <= t*; t* is {depths}", early + wrong)
 
 
@@ -720,7 +707,7 @@ def print_table(seed, n):
     return not surprises
 
 
-# ---- 7. The same, fast: backward induction, exact for REACH, optimistic for COVER ---------------
+# ---- 7. The same, fast: bounds by backward induction ---------------------------------------------
 
 
 def backward(mdp, stop):
@@ -749,7 +736,7 @@ def _scale(weight, x):
 
 
 class Relaxation(NamedTuple):
-    """The problem made easier: each branch may end for itself, at any time in `lengths`. See `relax`."""
+    """The problem made easier: each branch may end for itself, at any time in lengths. See `relax`."""
 
     lengths: range
     root: float  # what it is worth from the start
@@ -798,7 +785,7 @@ def relax(mdp, start, goals, mode, lengths):
 def reach_dp(mdp, start, goals):
     """The optimal REACH policy by backward induction for each length, without search.
 
-    O(T^2 S A K) time, deterministic O(T S A); O(S A (T + K)) memory, since only the best length is kept.
+    O(T^2 S A K) time, deterministic O(T S A). O(S A (T + K)) memory: only the best length is kept.
     `pops` of the Result counts the choices (t, state, action) of the policy, and 1 for the end.
     """
     start, goals = _check(mdp, start, goals)
@@ -816,33 +803,7 @@ def reach_dp(mdp, start, goals):
     return Result(best.root, len(policy), policy, choices + 1, "optimal")
 
 
-def why_infeasible(mdp, start, goals, mode, kind="policy"):
-    """A sentence for `Result.reason`. kind: what there is none of, "policy" or "static policy"."""
-    if not goals:
-        return "goals is empty, and no policy ends in a goal"
-    # The least time t >= 1 at which chance and actions can lead to a state, if they can.
-    first, frontier = {}, {start}
-    for t in itertools.count(1):
-        nearby = {s2 for s in frontier for edges in mdp.successors[s] for s2, _ in edges}
-        frontier = nearby - first.keys()
-        if not frontier:
-            break
-        first.update(dict.fromkeys(frontier, t))
-    # REACH needs one of the goals at least, so the nearest; COVER needs all, so the farthest.
-    choose = min if mode == "reach" else max
-    goal = choose(sorted(goals), key=lambda g: first.get(g, np.inf))
-    if goal not in first:
-        return f"no path leads from state {start} to {'a goal' if mode == 'reach' else f'goal {goal}'}"
-    if first[goal] > mdp.T:
-        return f"the shortest path to goal {goal} takes {first[goal]} steps, but T = {mdp.T}"
-    if mode == "reach":
-        return (f"luck may lead to a goal, but no {kind} is sure to end in one, with all its branches "
-                f"in goals at the same time t <= {mdp.T}")
-    return (f"each goal can be reached, but no {kind} has a branch in each of them at the same time "
-            f"t <= {mdp.T}")
-
-
-# ---- 7, continued: the search ---------------------------------------------------------------------
+# ---- 8. The same, fast: the search ---------------------------------------------------------------
 
 
 def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=None):
@@ -864,10 +825,10 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=N
     "return"; "drop, t = T"; or "drop, t = L", since with chance and the heuristic each length L has a
     tree of its own. Where `reach_dp` reads the policy off, so are its steps, with what = "read off".
 
-    Distributions count as equal if the supports are and probabilities agree to 12 decimals. Taking one
-    for another costs at most 1e-12 T S r_max, and may happen at each of T S choices in a row: V is exact
-    up to 1e-12 (T S)^2 r_max. COVER is NP-hard (`sat_gadget`): expect "capped" on large stochastic
-    problems. Memory: REACH O(S A (T + K)), COVER O(S (T A + T G + A K G)) and the heap.
+    Distributions count as equal if the supports are and probabilities agree to 12 decimals. Taking
+    one for another costs at most 1e-12 T S r_max, and may happen at each of T S choices in a row, so V
+    is exact up to 1e-12 (T S)^2 r_max. COVER is NP-hard (`sat_gadget`): expect "capped" on large
+    stochastic problems. Memory: REACH O(S A (T + K)), COVER O(S (T A + T G + A K G)) and the heap.
     """
     start, goals = _check(mdp, start, goals, mode, max_pops, trace)
     if mode == "cover" or not heuristic:
@@ -1004,19 +965,45 @@ def _choices(entry):
         yield t, s, a
 
 
-# ---- 8. Six gridworlds in which rewards change with time ------------------------------------------
+def why_infeasible(mdp, start, goals, mode, kind="policy"):
+    """A sentence for `Result.reason`. kind: what there is none of, "policy" or "static policy"."""
+    if not goals:
+        return "goals is empty, and no policy ends in a goal"
+    # The least time t >= 1 at which chance and actions can lead to a state, if they can.
+    first, frontier = {}, {start}
+    for t in itertools.count(1):
+        nearby = {s2 for s in frontier for edges in mdp.successors[s] for s2, _ in edges}
+        frontier = nearby - first.keys()
+        if not frontier:
+            break
+        first.update(dict.fromkeys(frontier, t))
+    # REACH needs one of the goals at least, so the nearest; COVER needs all, so the farthest.
+    choose = min if mode == "reach" else max
+    goal = choose(sorted(goals), key=lambda g: first.get(g, np.inf))
+    if goal not in first:
+        return f"no path leads from state {start} to {'a goal' if mode == 'reach' else f'goal {goal}'}"
+    if first[goal] > mdp.T:
+        return f"the shortest path to goal {goal} takes {first[goal]} steps, but T = {mdp.T}"
+    if mode == "reach":
+        return (f"luck may lead to a goal, but no {kind} is sure to end in one, with all its branches "
+                f"in goals at the same time t <= {mdp.T}")
+    return (f"each goal can be reached, but no {kind} has a branch in each of them at the same time "
+            f"t <= {mdp.T}")
+
+
+# ---- 9. Six gridworlds in which rewards change with time -----------------------------------------
 
 MOVES = {"stay": (0, 0), "north": (-1, 0), "east": (0, 1), "south": (1, 0), "west": (0, -1)}
 STEP, STAY = 0.10, 0.05  # what a move and a wait cost, besides the costs that come and go
 
 
 class World(NamedTuple):
-    """A gridworld. rows: the map; cells: state -> (row, column); extra (T+1,S): cost of landing at t."""
+    """A gridworld: see `grid`."""
 
     story: str
-    rows: list
-    cells: list
-    extra: np.ndarray
+    rows: list  # the map, a list of strings
+    cells: list  # (row, column) of each state
+    extra: np.ndarray  # (T+1,S), what landing in a state at time t costs
     problem: tuple  # (mdp, start, goals, mode)
 
 
@@ -1034,9 +1021,11 @@ def grid(story, rows, T, extra, gamma=0.97, land=None, mode="reach"):
     if not isinstance(rows, (list, tuple)) or not all(isinstance(row, str) for row in rows):
         raise ValueError(f"rows: expected a list of strings or one string of lines, got {rows!r:.80}")
     if len({len(row) for row in rows}) != 1:
-        raise ValueError(f"rows: expected lines of one length, got {[len(row) for row in rows]} in {rows}")
-    if "".join(rows).count("s") != 1:
-        raise ValueError(f"rows: expected one start 's', got {''.join(rows).count('s')} in {rows}")
+        lengths = [len(row) for row in rows]
+        raise ValueError(f"rows: expected lines of one length, got {lengths} in {rows}")
+    starts = "".join(rows).count("s")
+    if starts != 1:
+        raise ValueError(f"rows: expected one start 's', got {starts} in {rows}")
     _at_least_1("T", T)
     cells = [(i, j) for i, row in enumerate(rows) for j, letter in enumerate(row) if letter != "#"]
     state_of = {cell: s for s, cell in enumerate(cells)}
@@ -1065,7 +1054,8 @@ def toll():
 
 def bridge():
     price = [2] * 5 + [1] * 3 + [0] * 7
-    return grid("The bridge's toll falls from 2 to 1 at t = 5 and to 0 at t = 8; the ford costs 0.5 a cell.",
+    return grid("The bridge's toll falls from 2 to 1 at t = 5 and to 0 at t = 8.\n"
+                "The ford costs 0.5 a cell.",
                 ["..###..",
                  "..###..",
                  "s.B...g",
@@ -1083,7 +1073,8 @@ def guard():
         away = abs(wall.index((i, j)) - (t + 15)) % 16  # the guard is at wall[15] when t = 0
         return {0: 2.0, 1: 0.5, 15: 0.5}.get(away, 0)
 
-    return grid("A guard walks clockwise round the wall (2 in his cell, 0.5 beside): let him pass, follow.",
+    return grid("A guard walks clockwise round the wall (2 in his cell, 0.5 beside).\n"
+                "Let him pass, and follow.",
                 ["#.....#",
                  "#.###.#",
                  "s.###.g",
@@ -1093,7 +1084,8 @@ def guard():
 
 def doors():
     every = {"A": 4, "B": 5}
-    return grid("Door A stands open when t is a multiple of 4, door B of 5; forcing a shut door costs 0.9.",
+    return grid("Door A stands open when t is a multiple of 4, door B of 5.\n"
+                "Forcing a shut door costs 0.9.",
                 ["s.#..#..",
                  "..A..B.g",
                  "..#..#.."], 12, lambda t, i, j, c: 0.9 * (c in every and t % every.get(c, 1) > 0))
@@ -1104,8 +1096,8 @@ def river():
         in_water = i in (1, 2) and target != (3, 0)
         return [target, (target[0], min(target[1] + 1, 4))] if in_water else [target]
 
-    return grid("The current carries the boat 0 or 1 cells east, by chance; the river is in flood (0.8) "
-                "until t = 2. Every branch must be at the dock at the same time.",
+    return grid("The current carries the boat 0 or 1 cells east, by chance. The river is in flood\n"
+                "(0.8) until t = 2. Every branch must be at the dock at the same time.",
                 ["....g",
                  "~~~~~",
                  "~~~~~",
@@ -1113,8 +1105,8 @@ def river():
 
 
 def scouts():
-    return grid("A coin sends the scout left or right; both outposts must be covered. Branches that "
-                "meet in the neck share their action, so one of them has to wait.",
+    return grid("A coin sends the scout left or right, and both outposts must be covered.\n"
+                "Branches that meet in the neck share their action, so one of them has to wait.",
                 ["g...g",
                  "##.##",
                  "##.##",
@@ -1140,16 +1132,14 @@ def show(world):
         if found.status != "optimal":
             answer = f"{found.status}: {found.reason}"
         print(f"{name + ':':12} {answer}")
-    print("@ agent, with its action beside the row (several agents: from left to right)  g goal  # wall\n"
+    print("@ agent, its action beside the row (of several, from left to right)  g goal  # wall\n"
           "1-9 what landing there at t + 1 costs besides the step, in tenths  X 1 or more")
     for t, dist in enumerate(follow(mdp, start, best.policy)[0]):
         paid = abs(policy_value(mdp, start, best.policy[:t]))
-        print(f"\nt = {t}, paid {paid:.2f}")
-        if best.status == "optimal" and t == best.length:
-            print("Arrived\n" + _frame(world, dist, {}, [0] * mdp.S))
-        else:
-            rule = best.policy[t] if best.policy else {}
-            print(_frame(world, dist, rule, world.extra[t + 1]))
+        has_arrived = best.status == "optimal" and t == best.length
+        print(f"\nt = {t}, paid {paid:.2f}" + (". Arrived" if has_arrived else ""))
+        rule = best.policy[t] if t < best.length else {}
+        print(_frame(world, dist, rule, [0] * mdp.S if has_arrived else world.extra[t + 1]))
 
 
 def _frame(world, agents, rule, costs):
@@ -1168,7 +1158,7 @@ def _frame(world, agents, rule, costs):
     return "\n".join(line.rstrip() for line in lines)
 
 
-# ---- 9. Checks of arguments ----------------------------------------------------------------------
+# ---- 10. Checks of arguments ---------------------------------------------------------------------
 
 
 def _numbers(name, x):
@@ -1181,6 +1171,34 @@ def _numbers(name, x):
     return x
 
 
+def _read_successors(P):
+    """S, A and, for each (s,a), a dict {s': p} of what P[s][a] = [(p, s', ...), ...] says."""
+    name, listed = "P", {}  # (s,a): [(p, s'), ...]
+    try:
+        S, A = len(P), len(P[0])
+        for s, a in np.ndindex(S, A):
+            name = f"P[{s}][{a}]"
+            listed[s, a] = [(p + 0.0, s2) for p, s2, *_ in P[s][a]]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise ValueError(f"{name}: expected lists, or dicts with the keys 0, 1, ..., so that "
+                         f"P[s][a] = [(p, s', ...), ...], got {P!r:.80}") from None
+    for s in range(S):
+        if len(P[s]) != A or A == 0:
+            raise ValueError(f"P[{s}]: expected as many actions as in P[0], and at least 1, "
+                             f"got {len(P[s])} and in P[0] {A}")
+    edges = []
+    for (s, a), outcomes in listed.items():
+        name, odds = f"P[{s}][{a}]", {}
+        for p, s2 in outcomes:
+            if not 0 <= p < np.inf:
+                raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
+            s2 = _index(name, s2, S)
+            if p > 0:
+                odds[s2] = odds.get(s2, 0.0) + p
+        edges.append(dict(sorted(odds.items())))
+    return S, A, edges
+
+
 def _rewards(r, S, A, T):
     """r, checked, as (T,S,A). One of shape (S,A) is repeated without a copy."""
     r = _numbers("r", r)
@@ -1188,7 +1206,8 @@ def _rewards(r, S, A, T):
         _at_least_1("T", T)
     if r.shape == (S, A):
         if T is None:
-            raise ValueError(f"r: its shape (S,A) = {r.shape} needs T=..., for how many steps to repeat it")
+            raise ValueError(f"r: its shape (S,A) = {r.shape} needs T=..., the number of steps to "
+                             "repeat it for")
         r = np.broadcast_to(r, (T, S, A))
     if r.ndim != 3 or r.shape[1:] != (S, A) or len(r) == 0:
         raise ValueError(f"r: expected shape (T,{S},{A}) with T >= 1, or ({S},{A}) and T=..., "
@@ -1197,8 +1216,8 @@ def _rewards(r, S, A, T):
         raise ValueError(f"T: expected {len(r)}, the steps of r, whose shape is {r.shape}, got {T}")
     if r.max() > 0:
         raise ValueError(f"r: rewards must be <= 0, got {r.max():g}; give costs instead, a reward < 0 "
-                         "for each step, and as goals what is worth reaching; subtracting the maximum is "
-                         "no way out, since it shifts policies of different lengths differently")
+                         "for each step, and as goals what is worth reaching; subtracting the maximum "
+                         "is no way out, since it shifts policies of different lengths differently")
     return r
 
 
@@ -1228,12 +1247,12 @@ def _check(mdp, start, goals, mode="reach", max_pops=1, trace=None):
     return _index("start", start, mdp.S), frozenset(_index("goals", g, mdp.S) for g in goals)
 
 
-# ---- 10. The command line ------------------------------------------------------------------------
+# ---- 11. The command line ------------------------------------------------------------------------
 
 
 def main(argv=None):
     """The command line. Returns the exit status: 1 if a claim came out otherwise than it is marked."""
-    parser = argparse.ArgumentParser(description="Put every claim to the test, or show a gridworld's plan.")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--world", choices=list(WORLDS), help="solve this gridworld and show the plan")
     parser.add_argument("--seed", type=int, default=0, help="of the random problems (default 0)")
     parser.add_argument("--n", type=int, default=3000, help="how many random problems (default 3000)")

@@ -496,7 +496,7 @@ def test_frames_by_hand(capsys):
         ["t = 1, paid 0.05", "@Xg   stay"],
         ["t = 2, paid 0.10", "@.g   east"],
         ["t = 3, paid 0.19", ".@g   east"],
-        ["t = 4, paid 0.27", "Arrived", "..@"]]
+        ["t = 4, paid 0.27. Arrived", "..@"]]
     shift = {"stay": (0, 0), "north": (-1, 0), "east": (0, 1), "west": (0, -1)}
     scouts = frames(capsys, gds.scouts())[1:]  # the coin has been thrown; from now on moves are sure
     for now, after in itertools.pairwise(scouts):
@@ -536,7 +536,7 @@ def test_command_line_verifies(capsys):
     """Broken if `python gds.py` did not print plan, counterexample and table, or a claim came out wrong."""
     assert gds.main(["--n", "400"]) == 0
     out = capsys.readouterr().out
-    parts = ("t = 4, paid 0.27\nArrived", "PRUNE: -1 <= 0 - 0.444, by {1} with value 0", "holds  Theorem 1",
+    parts = ("t = 4, paid 0.27. Arrived", "PRUNE: -1 <= 0 - 0.444, by {1} with value 0", "holds  Theorem 1",
              "15 of 15 verdicts as expected")
     assert [out.index(part) for part in parts] == sorted(out.index(part) for part in parts)
     assert "fails  Theorem 1" not in out and "control  for Theorem 1: if second's clock restarts" in out
