@@ -378,6 +378,15 @@ def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
         assert sum(pop[-1] == "PRUNE" for pop in seen) == result.fired
 
 
+def test_why_names_the_record_not_the_pruned_prefix():
+    """Broken if what is told to have pruned were not the record: {1} at 0 prunes {1, 2} at -1."""
+    P, r, why = np.zeros((3, 2, 3)), np.zeros((2, 3, 2)), []
+    P[0, 0, 1], P[0, 1, [1, 2]], P[1:, :, 2] = 1, 0.5, 1
+    r[0, 0, 1] = -1
+    gds.gds_literal(MDP(P, r, 0.25), 0, {0}, reading="child", why=why)
+    assert (set(why[-1][0]), why[-1][1]) == ({1}, 0)
+
+
 def test_pruning_without_discount_or_costs():
     """Broken if eps were not infinite at gamma = 1, so that nothing is pruned, or not 0 without costs."""
     def along(gamma, cost, reading):  # from 0 to 2: action 0 waits for nothing, action 1 steps on
