@@ -2,8 +2,10 @@
 
 import copy
 import itertools
+import shutil
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -14,7 +16,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import gds
-from data import gridworlds
 from gds import MDP
 
 settings.register_profile("gds", derandomize=True, deadline=None, max_examples=60,
@@ -89,19 +90,21 @@ def solvers(m, start, goals, mode):
 
 @given(problems())
 def test_everything_agrees_with_enumeration(problem):
-    """If this failed, some solver would not return the optimum over all sequences of all rules S -> A."""
+    """Broken if some solver did not return the optimum over all sequences of all rules S -> A."""
     P, r, gamma, start, goals, mode = problem
     if len(P) == 3 and len(r) == 3:
         r = r[:2]  # 8 rules, 2 steps: 72 sequences; the next test goes deeper
     best = enumerate_all(P, r, gamma, start, goals, mode)
-    for result in solvers(MDP(P, r, gamma), start, goals, mode):
+    m = MDP(P, r, gamma)
+    plain = gds.gds_plain(m, start, goals, mode), gds.gds_literal(m, start, goals, mode, "none")
+    for result in (*plain, *solvers(m, start, goals, mode)):
         assert agrees(result, best)
 
 
 @given(problems(S=4, T=4))
 @settings(max_examples=150)
 def test_solvers_agree_and_policies_do_what_they_promise(problem):
-    """If this failed, a solver would be wrong at longer horizons, or its policy not do what it says."""
+    """Broken if a solver were wrong at longer horizons, or its policy did not do what it says."""
     P, r, gamma, start, goals, mode = problem
     m = MDP(P, r, gamma)
     exact = gds.brute_force(m, start, goals, mode)
@@ -125,7 +128,7 @@ FROZEN_LAKE = {4: "SFFF FHFH FFFH HFFG",
 
 @pytest.mark.parametrize("size, steps, slippery_value", [(4, 6, 0.5420), (8, 14, 0.4146)])
 def test_frozen_lake(size, steps, slippery_value):
-    """If this failed, the published optima of FrozenLake (slippery: gamma .99) would not come out."""
+    """Broken if the published optima of FrozenLake (slippery: gamma .99) did not come out."""
     letters = FROZEN_LAKE[size].replace(" ", "")
     i, j = np.divmod(np.arange(size * size), size)
     near = np.stack([np.clip(i + di, 0, size - 1) * size + np.clip(j + dj, 0, size - 1)
@@ -147,7 +150,7 @@ def test_frozen_lake(size, steps, slippery_value):
 
 @given(problems(S=3, T=3))
 def test_static_best_agrees_with_trying_every_rule(problem):
-    """If this failed, the static policy shown beside a plan would not be the best one."""
+    """Broken if the static policy shown beside a plan were not the best one."""
     P, r, gamma, start, goals, mode = problem
     tried = [simulate(P, r, gamma, start, np.array([rule] * L)) for L in range(1, len(r) + 1)
              for rule in itertools.product(range(2), repeat=len(P))]
@@ -156,7 +159,7 @@ def test_static_best_agrees_with_trying_every_rule(problem):
 
 
 def test_cover_bound_by_hand():
-    """If this failed, the bound for COVER would not weigh a branch's regret by its probability."""
+    """Broken if the bound for COVER did not weigh a branch's regret by its probability."""
     P, r = np.zeros((5, 2, 5)), np.zeros((2, 5, 2))
     P[0, :, [1, 2]] = 0.5  # 0 -> 1 or 2 by chance; 1 -> 3 free, 1 -> 4 for 1; the others end in 3
     P[1, 0, 3] = P[1, 1, 4] = P[2, :, 3] = P[3, :, 3] = P[4, :, 4] = 1
@@ -169,12 +172,14 @@ def test_cover_bound_by_hand():
     both, late = (((1, 0.5), (2, 0.5)), ()), (((2, 0.5),), ((1, 0.5),))
     left = [gds.upper_bound(two, gds.Entry(0.0, 0.0, 1, *branches, None, None)) for branches in (both, late)]
     assert left == [-0.25, -np.inf]  # a branch that has moved to 1 is there at t = 2, which is too late
-    m, start, goals = gds.merging()  # pops 0; 1 and 2; 2 alone; 3, which has lost 4 or 5 and is given up
-    assert gds.gds(m, start, goals, "cover").pops == 4
+    pops = []  # 0; 1 and 2; 2 alone; 3, which has lost 4 or 5 and is given up
+    assert gds.gds(*gds.merging(), "cover", trace=pops).pops == 4
+    assert pops == [(0, [0], 0, "expand"), (1, [1, 2], 0, "expand"), (1, [2], 0, "expand, go on"),
+                    (2, [3], 0, "expand")]
 
 
 def test_grid_against_networkx():
-    """If this failed, GDS on a deterministic P would not be Dijkstra on (time, state)."""
+    """Broken if GDS on a deterministic P were not Dijkstra on (time, state)."""
     rng = np.random.default_rng(0)
     for gamma in (0, 0.5, 0.95, 1):
         S, T = 12, 9
@@ -194,13 +199,20 @@ def test_grid_against_networkx():
 
 
 def test_pops_by_hand():
-    """If this failed, a prefix would be popped twice or after a better one, or the wrong pop be the last."""
+    """Broken if a prefix were popped twice or after a better one, or the wrong pop were the last."""
     r = np.zeros((3, 5, 2))
     r[0, 0], r[1, 1], r[1, 2], r[2, 3] = (-1, -2), -5, -1, -10  # 0 -> 1 for 1, 0 -> 2 for 2, ...
     m = MDP.deterministic([[1, 2], [3, 3], [3, 3], [4, 4], [4, 4]], r, 1)
     plain = gds.gds(m, 0, {4}, heuristic=False)
     assert (plain.value, plain.length) == (-13, 3)
     assert plain.pops == 5  # 0; 1 at -1; 2 at -2; 3 at -3, and not again at -6; 4 at -13
+    pops, steps = [], []
+    gds.gds(m, 0, {4}, heuristic=False, trace=pops)
+    assert pops == [(0, [0], 0, "expand"), (1, [1], -1, "expand"), (1, [2], -2, "expand"),
+                    (2, [3], -3, "expand"), (3, [4], -13, "return")]
+    gds.gds(m, 0, {4}, trace=steps)
+    assert steps == [(0, [0], 0, "read off"), (1, [2], -2, "read off"), (2, [3], -3, "read off"),
+                     (3, [4], -13, "return")]
     assert gds.gds(m, 0, {4}).pops == 4  # straight along 0, 2, 3, 4
     assert gds.gds(m, 0, {0}).pops == 0  # the bound knows that there is no way back
     assert [gds.gds(m, 0, {4}, heuristic=False, max_pops=n).status for n in (4, 5)] == ["capped", "optimal"]
@@ -211,7 +223,7 @@ def test_pops_by_hand():
 
 
 def test_static_by_hand():
-    """If this failed, static prefixes with the same ends but bound to other actions would be merged."""
+    """Broken if static prefixes with the same ends but bound to other actions were merged."""
     P, r = np.zeros((4, 2, 4)), np.zeros((3, 4, 2))
     P[0, :, [1, 2]], P[1, :, 3], P[2, :, 1], P[3, :, 3] = 0.5, 1, 1, 1  # in 1 at t = 1 or at t = 2
     r[1, 1, 1], r[2, 1, 0] = -1, -10  # action 0 is the better one at t = 1, action 1 at t = 2
@@ -223,7 +235,7 @@ def test_static_by_hand():
 
 @pytest.mark.parametrize("p", [0.5, 1e-15, 1e-300])
 def test_tiny_probabilities_are_support(p):
-    """If this failed, an end of probability 1e-15, or one that underflows to 0, would not count as an end."""
+    """Broken if an end of probability 1e-15, or one that underflows to 0, did not count as an end."""
     P = np.zeros((4, 1, 4))
     P[0, 0, [0, 1]] = [1 - p, p] if p > 1e-16 else [1.0, p]
     P[1, 0, [1, 2]] = P[0, 0, [0, 1]]
@@ -240,7 +252,7 @@ def test_tiny_probabilities_are_support(p):
 
 
 def test_which_distributions_are_merged():
-    """If this failed, equal distributions would be searched twice, or different ones taken for equal."""
+    """Broken if equal distributions were searched twice, or different ones taken for equal."""
     P = np.zeros((5, 2, 5))  # {3, 4} in either order: 0; 1 and 2; 2 alone, twice; {3}, {4}, {3, 4}
     P[0, :, [1, 2]] = 0.5
     P[1, 0, 3] = P[1, 1, 4] = P[2, 0, 4] = P[2, 1, 3] = P[3, :, 3] = P[4, :, 4] = 1
@@ -260,7 +272,7 @@ def test_which_distributions_are_merged():
 
 
 def test_capped_is_never_infeasible():
-    """If this failed, a search that was cut short would claim to have proved that no policy exists."""
+    """Broken if a search that was cut short claimed to have proved that no policy exists."""
     m = MDP.deterministic([[1, 0], [2, 1], [3, 2], [3, 3]], np.full((6, 4, 2), -0.1), 0.9)
     needed = gds.gds(m, 0, {3}).pops
     for limit in range(1, 12):
@@ -276,9 +288,9 @@ def test_capped_is_never_infeasible():
 
 
 def test_brute_force_refuses_what_would_not_finish():
-    """If this failed, brute_force would hang on a gridworld, not say why, or overflow on a long chain."""
+    """Broken if brute_force hung on a gridworld, did not say why, or overflowed on a long chain."""
     with pytest.raises(ValueError, match="more than"):
-        gds.brute_force(*gridworlds.bridge().problem)
+        gds.brute_force(*gds.bridge().problem)
     coin = MDP(np.full((2, 1, 2), 0.5), np.zeros((40, 2, 1)), 1)
     with pytest.raises(ValueError, match="more than"):  # one policy, but 2^40 paths
         gds.brute_force(coin, 0, [], history=True)
@@ -315,7 +327,7 @@ def literal_unfolded(P, r, gamma, start, goals, mode, reading):
 
 @given(problems(S=3, T=2), st.sampled_from(["parent", "child"]), st.sampled_from([0.25, 0.5, 0.9]))
 def test_folding_copies_does_not_change_the_literal_algorithm(problem, reading, gamma):
-    """If this failed, gds_literal would not be the printed algorithm, which appends all A^S rules."""
+    """Broken if gds_literal were not the printed algorithm, which appends all A^S rules."""
     P, r, _, start, goals, mode = problem
     r = r - 0.0
     r[0, start, 0] = -1.0  # with no cost at all eps is 0 and ties decide; see the zero-reward test
@@ -326,20 +338,27 @@ def test_folding_copies_does_not_change_the_literal_algorithm(problem, reading, 
 CE1 = ([[0, 1], [2, 2], [2, 2]], [(0, 0, 1)], 0.25, 2, -1)
 CE2 = ([[0, 1], [2, 2], [3, 3], [3, 3]], [(0, 0, 1)], 0.25, 3, -1)
 CE3 = ([[0, 1], [2, 2], [3, 3], [4, 4], [4, 4]], [(0, 0, 1), (1, 1, 0), (1, 1, 1)], 0.5, 4, -1.5)
+# By hand, what prunes the one prefix in time, at t = 1, 1, 2: the goal set and value of the record, and
+# eps_t = gamma^t / (1 - gamma)^2.
+CE_RECORDS = {2: ({1}, 0, 4 / 9), 3: ({1}, 0, 4 / 9), 4: ({2}, 0, 1)}
 
 
 @pytest.mark.parametrize("mode", ["reach", "cover"])
 @pytest.mark.parametrize("problem, reading", [(CE1, "child"), (CE2, "child"), (CE2, "parent"), (CE3, "child"),
                                               (CE3, "parent")])
 def test_counterexamples_written_by_hand(problem, reading, mode):
-    """If this failed, the printed pruning would be right where it is known to be wrong, or the repair not."""
+    """Broken if the printed pruning were right where it is known to be wrong, or the repair were not."""
     succ, costs, gamma, T, optimum = problem
     r = np.zeros((T, len(succ), 2))
     for cost in costs:
         r[cost] = -1
     m, goal = MDP.deterministic(succ, r, gamma), {len(succ) - 1}
-    printed = gds.gds_literal(m, 0, goal, mode, reading)
+    trace, why = [], []
+    printed = gds.gds_literal(m, 0, goal, mode, reading, trace=trace, why=why)
     assert printed.status == "infeasible" and printed.fired >= 1
+    assert [what for _, _, _, what in trace].count("PRUNE") == len(why) == printed.fired
+    G, v, eps = CE_RECORDS[T]
+    assert why[-1][:2] == (G, v) and why[-1][2] == pytest.approx(eps)
     for result in (gds.gds(m, 0, goal, mode), gds.gds_literal(m, 0, goal, mode, "repaired")):
         assert result.value == optimum
     family, start, goals = gds.late_shortcut(gamma, T)
@@ -349,7 +368,7 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
 @pytest.mark.parametrize("mode", ["reach", "cover"])
 @pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5)])
 def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
-    """If this failed, eps would differ from that by hand: t = 1, T = 3, gamma .25, costs c, 0, 16."""
+    """Broken if eps differed from that by hand: t = 1, T = 3, gamma .25, costs c, 0, 16."""
     for cost, what in ((eps * 0.99, "expand"), (eps if reading == "repaired" else eps * 1.01, "PRUNE")):
         r, seen = np.zeros((3, 3, 2)), []
         r[0, 0, 1], r[2, 0, 0] = -cost, -16  # 0 -> 1 for nothing or for c, and then nothing but 1 -> 2
@@ -359,8 +378,17 @@ def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
         assert sum(pop[-1] == "PRUNE" for pop in seen) == result.fired
 
 
+def test_why_names_the_record_not_the_pruned_prefix():
+    """Broken if what is told to have pruned were not the record: {1} at 0 prunes {1, 2} at -1."""
+    P, r, why = np.zeros((3, 2, 3)), np.zeros((2, 3, 2)), []
+    P[0, 0, 1], P[0, 1, [1, 2]], P[1:, :, 2] = 1, 0.5, 1
+    r[0, 0, 1] = -1
+    gds.gds_literal(MDP(P, r, 0.25), 0, {0}, reading="child", why=why)
+    assert (set(why[-1][0]), why[-1][1]) == ({1}, 0)
+
+
 def test_pruning_without_discount_or_costs():
-    """If this failed: at gamma = 1 eps is infinite, so nothing is pruned; without costs it is 0."""
+    """Broken if eps were not infinite at gamma = 1, so that nothing is pruned, or not 0 without costs."""
     def along(gamma, cost, reading):  # from 0 to 2: action 0 waits for nothing, action 1 steps on
         r = np.zeros((3, 3, 2))
         r[:, :-1, 1] = -cost
@@ -376,7 +404,7 @@ def test_pruning_without_discount_or_costs():
 
 
 def test_goal_sets_popped_before_are_not_recorded():
-    """If this failed, the start would prune whatever comes back to it, which is not what is printed."""
+    """Broken if the start pruned whatever comes back to it, which is not what is printed."""
     m = MDP.deterministic([[0, 0]], [[[0.0, -1.0]], [[0.0, 0.0]]], 0.25)
     for reading in PRINTED:
         seen = []  # gamma .25, so a record of {0} at 0 would prune (1, {0}, -1)
@@ -385,7 +413,7 @@ def test_goal_sets_popped_before_are_not_recorded():
 
 
 def test_no_smaller_counterexample():
-    """If this failed, CE1 would not be the smallest: it wants three states, and the child reading."""
+    """Broken if CE1 were not the smallest: it wants three states, and the child reading."""
     parent = gds.gds_literal(*gds.late_shortcut(0.25, 2), reading="parent")
     assert parent.value == -1  # the parent reading goes wrong from T = 3 on: CE2
     for succ in itertools.product(range(2), repeat=4):
@@ -399,7 +427,7 @@ def test_no_smaller_counterexample():
 
 
 def test_least_firing_depth():
-    """If this failed, the claim of when the printed pruning is dead code would be wrong (by hand)."""
+    """Broken if the claim of when the printed pruning is dead code were wrong (by hand)."""
     by_hand = {0: 1, 0.38: 1, 0.39: 2, 0.6: 3, 0.9: 23, 0.99: 460, 1: np.inf}
     assert {gamma: gds.least_firing_depth(gamma) for gamma in by_hand} == by_hand
 
@@ -409,7 +437,7 @@ def test_least_firing_depth():
 
 @given(problems(S=3, T=2))
 def test_policy_iteration(problem):
-    """If this failed, some sequence of T rules would beat what policy iteration converged to (Theorem 3)."""
+    """Broken if some sequence of T rules beat what policy iteration converged to (Theorem 3)."""
     P, r, gamma, _, _, _ = problem
     policy, V, rounds = gds.policy_iteration(MDP(P, r, gamma))
     for s in range(len(P)):
@@ -420,7 +448,7 @@ def test_policy_iteration(problem):
 
 
 def test_sat_gadget():
-    """If this failed, the reduction from SAT that makes COVER NP-hard would be wrong."""
+    """Broken if the reduction from SAT that makes COVER NP-hard were wrong."""
     every = [*itertools.product((1, -1), (2, -2), (3, -3))]  # each excludes one assignment
     for heuristic in (True, False):
         nothing_left = gds.gds(*gds.sat_gadget(every, 3), "cover", heuristic)
@@ -442,11 +470,11 @@ OPTIMA = {
     "scouts": (-0.626, 8, None, 8)}
 
 
-@pytest.mark.parametrize("name", gridworlds.WORLDS)
+@pytest.mark.parametrize("name", gds.WORLDS)
 def test_worlds(name, capsys):
-    """If this failed, an optimum that readers check their own solver against would have changed."""
+    """Broken if an optimum that readers check their own solver against had changed."""
     value, length, static, horizon = OPTIMA[name]
-    mdp, start, goals, mode = gridworlds.WORLDS[name]().problem
+    mdp, start, goals, mode = gds.WORLDS[name]().problem
     for heuristic in (True, False) if mdp.K == 1 else (True,):
         result = gds.gds(mdp, start, goals, mode, heuristic)
         assert (round(result.value, 3), result.length) == (round(value, 3), length)
@@ -464,10 +492,63 @@ def test_worlds(name, capsys):
     assert f"{result.value:.3f}" in printed and printed.count("t = ") > result.length and "Arrived" in printed
 
 
+def frames(capsys, world):
+    """What show prints for each time, as a list of lists of lines."""
+    gds.show(world)
+    return [frame.splitlines() for frame in capsys.readouterr().out.split("\n\n")[1:]]
+
+
+def test_frames_by_hand(capsys):
+    """Broken if a frame showed other costs than those of the landing that comes, or another's action."""
+    assert frames(capsys, gds.toll()) == [
+        ["t = 0, paid 0.00", "@Xg   stay"],  # the toll of 1 is taken at t = 1 and t = 2
+        ["t = 1, paid 0.05", "@Xg   stay"],
+        ["t = 2, paid 0.10", "@.g   east"],
+        ["t = 3, paid 0.19", ".@g   east"],
+        ["t = 4, paid 0.27. Arrived", "..@"]]
+    shift = {"stay": (0, 0), "north": (-1, 0), "east": (0, 1), "west": (0, -1)}
+    scouts = frames(capsys, gds.scouts())[1:]  # the coin has been thrown; from now on moves are sure
+    for now, after in itertools.pairwise(scouts):
+        moved = set()
+        for i, line in enumerate(now[-5:]):
+            agents = [j for j in range(5) if line[j] == "@"]
+            actions = line[5:].strip().split(", ") if agents else []
+            for j, action in zip(agents, actions, strict=True):
+                moved.add((i + shift[action][0], j + shift[action][1]))
+        assert moved == {(i, j) for i in range(5) for j in range(5) if after[-5:][i][j] == "@"}
+
+
+def test_a_world_without_a_policy(capsys):
+    """Broken if show said Arrived, or drew an action, where no policy leads to the goal."""
+    cheap = gds.grid("a story", "s#g", 3, lambda t, i, j, letter: 0)
+    assert frames(capsys, cheap) == [["t = 0, paid 0.00", "@#g"]]
+    gds.show(cheap)
+    assert "infeasible: no path leads from state 0 to a goal" in capsys.readouterr().out
+
+
+def test_grid_from_lines():
+    """Broken if a string of lines were another map than the list, or small costs were drawn as 0 or 10."""
+    price = lambda t, i, j, letter: {"a": 0.01, "b": 0.97, "c": 3.0}.get(letter, 0)  # noqa: E731
+    lines, listed = (gds.grid("", rows, 4, price) for rows in ("\n  s.a\n  #bg\n", ["s.a", "#bg"]))
+    assert lines.rows == listed.rows and (lines.problem[0].r == listed.problem[0].r).all()
+    mdp, start, goals, mode = lines.problem
+    assert lines.cells == [(0, 0), (0, 1), (0, 2), (1, 1), (1, 2)] and (start, goals, mode) == (0, {4}, "reach")
+    north, east, south, west, stay = (list(gds.MOVES).index(m) for m in
+                                      ("north", "east", "south", "west", "stay"))
+    assert mdp.next[0, [north, east, south, west, stay], 0].tolist() == [0, 1, 0, 0, 0]  # wall, map's end
+    assert mdp.next[1, [north, east, south, west, stay], 0].tolist() == [1, 2, 3, 0, 1]
+    assert np.allclose(mdp.r[:, 1, [south, stay, east]], [-0.1 - 0.97, -0.05, -0.1 - 0.01])
+    assert gds._frame(lines, {0: 1.0}, {0: east}, lines.extra[1]) == "@.1   east\n#9g"
+
+
 def test_command_line_verifies(capsys):
-    """If this failed, `python gds.py` would not print its table, or a claim would not come out as marked."""
+    """Broken if `python gds.py` did not print plan, counterexample and table, or a claim came out wrong."""
     assert gds.main(["--n", "400"]) == 0
     out = capsys.readouterr().out
+    parts = ("t = 4, paid 0.27. Arrived", "PRUNE: -1 <= 0 - 0.444, by {1} with value 0", "holds  Theorem 1",
+             "15 of 15 verdicts as expected")
+    assert [out.index(part) for part in parts] == sorted(out.index(part) for part in parts)
+    assert "fails  Theorem 1" not in out and "control  for Theorem 1: if second's clock restarts" in out
     assert "UNEXPECTED" not in out and out.count("holds") >= 9 and out.count("fails") >= 6 and "PRUNE" in out
     assert gds.main(["--n", "24"]) == 0  # the least that has every kind of problem
     assert " 0 problems" not in capsys.readouterr().out
@@ -475,7 +556,7 @@ def test_command_line_verifies(capsys):
 
 @pytest.mark.parametrize("broken", ["gds", "relax"])
 def test_verification_can_fail(monkeypatch, capsys, broken):
-    """If this failed, a solver or a bound that forgets the discount would pass the verification."""
+    """Broken if a solver or a bound that forgets the discount passed the verification."""
     right = getattr(gds, broken)
 
     def undiscounted(mdp, *args):
@@ -489,14 +570,132 @@ def test_verification_can_fail(monkeypatch, capsys, broken):
 
 
 def test_runs_without_torch():
-    """If this failed, gds.py would need more than numpy."""
+    """Broken if gds.py needed more than numpy."""
     code = ("import sys\nfor name in ('torch', 'tqdm', 'networkx', 'hypothesis'): sys.modules[name] = None\n"
             "import gds; sys.exit(gds.main(['--world', 'toll']))")
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
+def test_runs_alone(tmp_path):
+    """Broken if gds.py, copied into an empty folder, needed any other file of this repository."""
+    shutil.copy(ROOT / "gds.py", tmp_path)
+    for flags, words in ((["--world", "river"], "Arrived"), (["--n", "24"], "15 of 15 verdicts")):
+        run = subprocess.run([sys.executable, "-I", "gds.py", *flags], cwd=tmp_path, capture_output=True, text=True)
+        assert run.returncode == 0 and words in run.stdout, run.stderr
+
+
+# ---- As a library ----------------------------------------------------------------------------------
+
+
+def lake(slippery):
+    """The 4 x 4 FrozenLake as gymnasium's P[s][a] = [(p, s', reward, end), ...]; holes and goal absorb."""
+    letters, P = FROZEN_LAKE[4].replace(" ", ""), {}
+    for s, letter in enumerate(letters):
+        i, j = divmod(s, 4)
+        near = [min(max(i + di, 0), 3) * 4 + min(max(j + dj, 0), 3)
+                for di, dj in ((0, -1), (1, 0), (0, 1), (-1, 0))]
+        P[s] = {a: [(1 / 3, near[(a + turn) % 4], float(letters[near[(a + turn) % 4]] == "G"), False)
+                    for turn in (-1, 0, 1)] if slippery else [(1.0, near[a], 0.0, False)] for a in range(4)}
+        if letter in "HG":
+            P[s] = {a: [(1.0, s, 0, True)] for a in range(4)}
+    return P
+
+
+@given(problems(S=4, T=2))
+def test_from_successors_is_the_same_mdp(problem):
+    """Broken if it did not add duplicates up, or differed from the MDP of the dense P."""
+    P, r, gamma, _, _, _ = problem
+    split = {s: {a: [(p / 2, s2, "reward", "end") for s2, p in enumerate(row) for _ in range(2)][::-1]
+                 for a, row in enumerate(rows)} for s, rows in enumerate(P)}
+    listed = [[split[s][a] for a in range(2)] for s in range(len(P))]
+    dense = MDP(P, r, gamma)
+    for form in (split, listed):
+        m = MDP.from_successors(form, r, gamma)
+        assert (m.S, m.A, m.K, m.T) == (dense.S, dense.A, dense.K, dense.T)
+        assert m.successors == dense.successors and (m.r == dense.r).all()
+        assert gds.same(gds.gds(m, 0, {1}), gds.gds(dense, 0, {1}))
+
+
+def test_rewards_that_do_not_change():
+    """Broken if an r (S,A) with T=3 were another problem than r three times over."""
+    P, r = np.full((2, 2, 2), 0.5), np.array([[-1.0, -2], [0, -3]])
+    succ = [[[(1, 0)], [(1, 1)]], [[(1, 1)], [(1, 0)]]]
+    for build, first in ((MDP, P), (MDP.deterministic, [[0, 1], [1, 0]]), (MDP.from_successors, succ)):
+        for m in (build(first, r, 0.5, T=3), build(first, np.array([r] * 3), 0.5, T=3)):
+            assert m.T == 3 and m.r.tolist() == [r.tolist()] * 3
+    assert gds.gds(m, 0, {0}).value == -1 and gds.gds(m, 0, {1}, "cover", heuristic=False).value == -2
+
+
+def slippery_torus(n):
+    """P[s][a] of n x n cells: a move goes ahead with .8, back with .2."""
+    return {s: {a: [(0.8, (s + step) % n**2, 0, False), (0.2, (s - step) % n**2, 0, False)]
+                for a, step in enumerate((1, -1, n, -n))} for s in range(n * n)}
+
+
+def test_a_large_grid_from_successors():
+    """Broken if a stochastic grid took an (S,A,S) array, its r were copied T times, or it took long."""
+    P, r = slippery_torus(100), np.full((10000, 4), -1.0)
+    began = time.process_time()
+    m = MDP.from_successors(P, r, 1, T=1000)
+    assert time.process_time() - began < 5  # it takes half a second
+    assert m.successors[5][2] == [(105, 0.8), (9905, 0.2)] and m.r.shape == (1000, 10000, 4)
+    P, r = slippery_torus(40), np.full((1600, 4), -1.0)
+    tracemalloc.start()
+    MDP.from_successors(P, r, 1, T=1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6  # the array would have 82 MB, r 51 MB
+
+
+def test_why_no_policy():
+    """Broken if "infeasible" and "capped" did not say why, or said what is not so."""
+    costs = np.full((16, 4), -1.0)
+    sure, icy = (MDP.from_successors(lake(slippery), costs, 1, T=20) for slippery in (False, True))
+    short = MDP.from_successors(lake(False), costs, 1, T=5)
+    assert (gds.gds(sure, 0, {15}).value, gds.gds(sure, 0, {15}).reason) == (-6, "")
+    for heuristic in (True, False):
+        reason = gds.gds(short, 0, {15}, heuristic=heuristic).reason
+        assert reason == "the shortest path to goal 15 takes 6 steps, but T = 5"
+        assert gds.gds(sure, 0, [], heuristic=heuristic).reason.startswith("goals is empty")
+        hole = gds.gds(sure, 5, {14, 15}, heuristic=heuristic).reason  # 5 is a hole
+        assert hole == "no path leads from state 5 to a goal"
+    assert gds.gds(short, 0, {1, 15}, "cover").reason == "the shortest path to goal 15 takes 6 steps, but T = 5"
+    assert "goal 7" in gds.gds(sure, 15, {15, 7}, "cover").reason
+    assert "no policy is sure to end in one" in gds.gds(icy, 0, {15}).reason
+    assert "no policy is sure" in gds.reach_dp(icy, 0, {15}).reason
+    assert "no static policy is sure" in gds.static_best(icy, 0, {15}).reason
+    assert "no policy has a branch in each" in gds.gds(sure, 0, {1, 4}, "cover").reason  # one branch only
+    for capped in (gds.gds(icy, 0, {15}, "cover", max_pops=2), gds.gds(sure, 0, {15}, max_pops=2)):
+        assert capped.status == "capped" and "max_pops = 2" in capped.reason
+
+
+@given(problems(S=4, T=3))
+def test_trace_has_every_pop(problem):
+    """Broken if trace left out a pop, or a search returned before its greatest value was due."""
+    P, r, gamma, start, goals, mode = problem
+    m = MDP(P, r, gamma)
+    for heuristic in (True, False):
+        trace = []
+        result = gds.gds(m, start, goals, mode, heuristic, trace=trace)
+        if mode == "cover" or not heuristic:
+            assert len(trace) == result.pops
+        else:
+            assert len(trace) == (result.length + 1 if result.policy else 0)
+        if not heuristic:
+            values = [v for _, _, v, _ in trace]
+            assert all(a >= b - 1e-12 for a, b in itertools.pairwise(values))
+        if result.policy:
+            t, states, v, what = trace[-1]
+            rules = [[rule.get(s, 0) for s in range(len(P))] for rule in result.policy]
+            assert (t, set(states), what) == (result.length, simulate(P, r, gamma, start, rules)[1], "return")
+            assert abs(v - result.value) < 1e-9
+
+
+# ---- Size and bad input ----------------------------------------------------------------------------
+
+
 def test_memory_of_a_slippery_grid():
-    """If this failed, P (6.4 MB) would be copied or kept, or the bounds of all lengths (60-90 MB) be kept."""
+    """Broken if P (6.4 MB) were copied or kept, or the bounds of all lengths (60-90 MB) were kept."""
     slippery = pytest.importorskip("bench_gds").slippery  # which needs Unix
     tracemalloc.start()
     m, start, goals = slippery(20, 0)
@@ -514,7 +713,7 @@ def test_memory_of_a_slippery_grid():
 
 
 def test_rows_of_float32():
-    """If this failed, a P that was normalised in float32 would be refused, or keep its error of 1e-7."""
+    """Broken if a P that was normalised in float32 were refused, or kept its error of 1e-7."""
     P = np.random.default_rng(0).random((40, 3, 40)).astype(np.float32)
     P /= P.sum(-1, keepdims=True)
     assert abs(P.astype(float).sum(-1) - 1).max() > 1e-9
@@ -523,7 +722,7 @@ def test_rows_of_float32():
 
 
 GOOD_P, GOOD_R = np.full((2, 1, 2), 0.5), np.zeros((3, 2, 1))
-GOOD = MDP(GOOD_P, GOOD_R, 1)
+GOOD, GOOD_EDGES = MDP(GOOD_P, GOOD_R, 1), [[[(0.5, 0), (0.5, 1)]]] * 2
 
 
 @pytest.mark.parametrize("build, message", [
@@ -534,7 +733,33 @@ GOOD = MDP(GOOD_P, GOOD_R, 1)
     (lambda: MDP(GOOD_P, GOOD_R[:, :1], 1), r"r: expected shape \(T,2,1\)"),
     (lambda: MDP(GOOD_P, GOOD_R[:0], 1), "r: expected shape"),
     (lambda: MDP(GOOD_P, GOOD_R - np.inf, 1), "r: expected finite"),
-    (lambda: MDP(GOOD_P, GOOD_R + 1, 1), "r: .* <= 0, got 1;.*different lengths"),
+    (lambda: MDP(GOOD_P, GOOD_R + 1, 1), "r: .* <= 0, got 1; give costs instead.*different lengths"),
+    (lambda: MDP(GOOD_P, GOOD_R[0], 1), r"r: its shape \(S,A\) = \(2, 1\) needs T="),
+    (lambda: MDP.deterministic([[0], [1]], GOOD_R[0], 1), r"r: .*\(2, 1\) needs T="),
+    (lambda: MDP.from_successors(GOOD_EDGES, GOOD_R[0], 1), r"r: .*\(2, 1\) needs T="),
+    (lambda: MDP(GOOD_P, GOOD_R, 1, T=2), r"T: expected 3.*\(3, 2, 1\), got 2"),
+    *[(lambda T=T: MDP(GOOD_P, GOOD_R[0], 1, T=T), f"T: expected an integer >= 1, got {T}")
+      for T in (0, -1, 2.0, True)],
+    (lambda: MDP.from_successors(GOOD_EDGES, GOOD_R + 1, 1), "r: .* <= 0, got 1; give costs instead"),
+    *[(lambda P=P: MDP.from_successors(P, GOOD_R, 1), r"P(\[1\]\[0\])?: expected .*P\[s\]\[a\] = \[\(p, s', ...")
+      for P in (5, [], {}, {1: GOOD_EDGES[0], 2: GOOD_EDGES[1]}, [GOOD_EDGES[0], {1: [(1, 0)]}],
+                [GOOD_EDGES[0], [[1, 0]]], [GOOD_EDGES[0], [[("high", 0)]]])],
+    (lambda: MDP.from_successors([[], []], GOOD_R, 1), r"P\[0\]: expected as many actions.*got 0"),
+    (lambda: MDP.from_successors([*GOOD_EDGES[:1], [[(1, 0)]] * 2], GOOD_R, 1), r"P\[1\]: .*actions.*got 2"),
+    (lambda: MDP.from_successors([[[(1, 0)]], [[(1, 2)]]], GOOD_R, 1), r"P\[1\]\[0\]: .* state 0..1, got 2"),
+    (lambda: MDP.from_successors([[[(1, 0)]], [[(1, 1.0)]]], GOOD_R, 1), r"P\[1\]\[0\]: .*got 1.0"),
+    (lambda: MDP.from_successors([[[(1.5, 0), (-0.5, 0)]]] * 2, GOOD_R, 1), r"P\[0\]\[0\]: .*>= 0, got -0.5"),
+    (lambda: MDP.from_successors([[[(0.9, 0)]]] * 2, GOOD_R, 1), r"P: every row must sum to 1.*0.9"),
+    (lambda: MDP.from_successors([[[]]] * 2, GOOD_R, 1), r"P: every row must sum to 1.*to 0"),
+    (lambda: gds.grid("", ["s.", "g"], 3, None), r"rows: expected lines of one length, got \[2, 1\]"),
+    (lambda: gds.grid("", "", 3, None), "rows: expected lines of one length"),
+    (lambda: gds.grid("", "..g", 3, None), "rows: expected one start 's', got 0"),
+    (lambda: gds.grid("", "sg\ns.", 3, None), "rows: expected one start 's', got 2"),
+    (lambda: gds.grid("", [1, 2], 3, None), "rows: expected a list of strings or one string"),
+    (lambda: gds.grid("", "s.g", 0, None), "T: expected an integer >= 1, got 0"),
+    (lambda: gds.grid("", "s#g", 1, lambda *x: 0, land=lambda *x: [(0, 1)]), r"land: .*got \[\(0, 1\)\]"),
+    *[(lambda solve=solve: solve(GOOD, 0, {0}, trace="yes"), "trace: expected a list.*got 'yes'")
+      for solve in (gds.gds, gds.gds_literal)],
     (lambda: MDP(GOOD_P, GOOD_R, 1.01), "gamma.*1.01"),
     (lambda: MDP(GOOD_P, GOOD_R, float("nan")), "gamma.*nan"),
     (lambda: MDP(GOOD_P, GOOD_R, "high"), "gamma.*high"),
@@ -555,6 +780,6 @@ GOOD = MDP(GOOD_P, GOOD_R, 1)
     (lambda: gds.policy_value(GOOD, 0, [{0: 3}]), "rule 0 in state 0: .*0..0.*got 3"),
     (lambda: gds.policy_value(GOOD, 0, [[0, 0]] * 4), "overrun T = 3")])
 def test_bad_input(build, message):
-    """If this failed, bad input would give an answer, or an error without the argument or its value."""
+    """Broken if bad input gave an answer, or an error without the argument or its value."""
     with pytest.raises(ValueError, match=message):
         build()
