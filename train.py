@@ -75,12 +75,12 @@ def parse(argv):
     # Dynamic Latent Routing
     flag("n_codes", 32, "C, codes in the codebook")
     flag("chunk", 4, "K, tokens per chunk; 0 = one code for the whole row")
-    flag("steer_layer", -1, "l*, blocks below the steering; -1 = half of them")
+    flag("steer_layer", -1, "l*, blocks below the steering; -1 = half of them, with --select path three quarters")
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
     flag("router_std", 0.1, "std of the router's initial weights; the paper: 0.01")
     flag("select", "likelihood", "the search: likelihood (the paper's), the best of N sequences; path: the best codes, "
-         "chunk by chunk (with --code_lr 1e-1 --alpha_reg 0 unless given); greedy: none",
+         "chunk by chunk (then --code_lr 1e-1 --alpha_reg 0 unless given); greedy: none",
          ["likelihood", "path", "greedy"])
     flag("switch_cost", SWITCH_COST, "of --select path: nats that a change of code must bring; inf: one code a row")
     flag("n_rollouts", 4, "N, candidates per row and step of --select likelihood")
@@ -179,6 +179,10 @@ def train(args):
     routing["steer_layer"] = None if args.steer_layer == -1 else args.steer_layer  # None: half
     source = "scratch" if args.method == "pretrain" else args.init_from
     model, enc = plumbing.open_model(saved or source, args.block_size, **routing)
+    if args.select == "path" and args.steer_layer == -1 and not model.codebook.weight.any():
+        # Nearer to the words a code means the same in every context (README): at half depth it may
+        # say "worked" in an answer's first line where it says "terse" in all others.
+        model.config.steer_layer = 3 * model.config.n_layer // 4
 
     # The data: text becomes tokens once, here.
     split = "pretrain" if args.method == "pretrain" else "train"
@@ -195,7 +199,7 @@ def train(args):
 
     if args.method == "dlr" and args.select == "path":
         say(f"--select path: --switch_cost {args.switch_cost:g} --code_lr {args.code_lr:g} "
-            f"--alpha_reg {args.alpha_reg:g}")
+            f"--alpha_reg {args.alpha_reg:g} --steer_layer {model.config.steer_layer}")
 
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()

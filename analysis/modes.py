@@ -5,7 +5,7 @@ each forced code, and what do the training rows say about the codes in hindsight
     python analysis/modes.py RUN [--rows 300]         # a run of train.py on --data modes, modes3, ...; on other
                                                       # data: manners of writing that its codes found
     python analysis/runs.py modes --table             # all seeds
-    python analysis/modes.py RUN --svg analysis/modes.svg     # README's picture: one of RUN's questions, and all seeds
+    python analysis/modes.py --svg analysis/lines.svg         # README's picture, from results/lines.jsonl
 """
 
 import argparse
@@ -24,7 +24,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
-from data.handles import follow_plans, information
+from data.handles import first_tokens, follow_plans, information
 from data.modes import LINES, way_of
 from data.tokens import encode_row, end_token, load_rows
 from data.wordproblems import generate
@@ -130,15 +130,28 @@ def marks(answers):
     return {mark: round(float(np.mean([m[mark] for m in seen])), 2) for mark in (seen or [{}])[0]}
 
 
+def study_lines(model, enc, rows):
+    """
+    Data in which each line has a manner of its own: follow_plans on rows, greedy and at T = 1, and on as many
+    problems of five operations, more than any that was trained; and five answers told line by line.
+    """
+    longer = [row | {"final": str(row["final"])} for row in generate(len(rows), 0, "test", ops=(5, 5))]
+    found = {"handles": follow_plans(model, enc, rows), "sampled": follow_plans(model, enc, rows, temperature=1.0),
+             "five operations": follow_plans(model, enc, longer)}
+    counts = found["handles"]["lines"]  # {code: {manner: how many}}
+    by_worked = sorted(counts, key=lambda code: counts[code].get("worked", 0) / max(1, sum(counts[code].values())))
+    turns = [by_worked[-1], by_worked[0]] * 3  # worked, not worked, ...
+    found["told"] = [{"question": row["question"], "lines": line_by_line(model, enc, row, turns)} for row in rows[:5]]
+    return found
+
+
 def study(run, n_rows=300, votes=True):
     """What one run's folder adds to its evaluation, see the functions above; n_rows of test and of train."""
     model, enc, _, flags = load_run(run)
     model.to(plumbing.find_device("auto")[0]).eval()
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
     if flags["data"] in LINES:
-        longer = [row | {"final": str(row["final"])} for row in generate(n_rows, 0, "test", ops=(5, 5))]
-        return {"handles": follow_plans(model, enc, rows), "sampled": follow_plans(model, enc, rows, temperature=1.0),
-                "five operations": follow_plans(model, enc, longer)}
+        return study_lines(model, enc, rows)
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
     train_rows = load_rows(flags["data"], "train", n_rows, at_most=True)
@@ -150,6 +163,22 @@ def study(run, n_rows=300, votes=True):
     if model.config.chunk < model.config.block_size and model.config.n_codes <= 4:
         found["first_chunk"] = [first_chunk(model, enc, rows[:100], c) for c in range(model.config.n_codes)]
     return found
+
+
+def line_by_line(model, enc, row, codes):
+    """The lines of one answer, line i written under codes[i] (the last code from there on): [(code, line)]."""
+    K, block = model.config.chunk, model.config.block_size
+    ids, n_prompt = encode_row(row, enc)
+    plan = torch.full((1, math.ceil(block / K)), codes[0], device=model.cos.device)
+    for i in range(len(codes)):
+        new = model.generate([ids[:n_prompt]], 200, plan, end_token(enc))[0]
+        begins = first_tokens([enc.decode([token]) for token in new])
+        if i + 1 >= len(begins) or i + 1 == len(codes):
+            break
+        at = n_prompt + begins[i + 1][1] - 1  # the token that predicts the next line's first
+        plan[0, at // K :] = codes[i + 1]
+    text = decode(enc, new).strip().split("\n")
+    return [(code, line) for code, line in zip([*codes, *[codes[-1]] * len(text)], text)]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -205,6 +234,11 @@ def table(lines):
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+BARS = {"the paper's search": "the paper's search: best of 8 sequences",
+        "one code a row": "one code for the whole answer",
+        "path": "the shortest path over chunks"}
+
+
 def lines_table(lines):
     """Markdown: how far codes are handles on each line of an answer, and accuracy; mean ± sd over seeds."""
     groups = {}
@@ -228,59 +262,59 @@ def lines_table(lines):
     return "\n".join(out)
 
 
-def figure(record, lines):
-    """README's picture: a question and its answers under two codes (a line of answers.jsonl), and bars over seeds."""
-    sft, told, dlr = ([line for line in lines if line["label"] == label]
-                      for label in ("SFT", "SFT, told the way", "DLR"))
-    votes = [[100 * line["study"]["vote"][t] for line in sft] for t in ("0.7", "1.0")]
-    bars = [("SFT", np.mean([accuracy(line, "off") for line in sft])),
-            ("SFT, majority of 8", np.max(np.mean(votes, axis=1))),  # at the better temperature
-            ("code chosen on val", np.mean([accuracy(line, line["chosen"]) for line in dlr])),
-            ("SFT, told the way", np.mean([accuracy(line, "off") for line in told]))]
-    out = []
+def figure(told, bars):
+    """
+    README's picture: one question answered line by line under two codes in turn (an entry of "told", see study), and
+    bars, {search: fraction of the manner that its codes tell}.
+    """
+    out, colors = [], {}
 
     def text(x, y, words, more=""):
         out.append(f'<text x="{x}" y="{y}" fill="#222" {more}>{html.escape(words)}</text>')
 
-    for i, words in enumerate(textwrap.wrap(record["question"], 64)):
+    for i, words in enumerate(textwrap.wrap(told["question"], 64)):
         text(24, 32 + 18 * i, words)
-    top = 60 + 18 * i
-    for color, arm in zip(("#2f7ed8", "#e07b39"), [arm for arm in record if arm.startswith("code ")]):
-        said = record[arm]["text"].strip().split("\n")
-        height = 18 * len(said) + 34
-        out.append(f'<rect x="24" y="{top}" width="420" height="{height}" rx="6" fill="{color}" '
-                   f'fill-opacity=".12" stroke="{color}"/>')
-        text(36, top + 20, f"{arm} everywhere", 'font-weight="bold"')
-        for i, words in enumerate(said):
-            text(36, top + 40 + 18 * i, words, 'font-family="ui-monospace, monospace" font-size="12"')
-        top += height + 12
-    text(490, 32, "accuracy on test, %, mean over seeds", 'font-weight="bold"')
-    for i, (name, value) in enumerate(bars):
-        y = 52 + 56 * i
-        text(490, y + 14, name)
-        out.append(f'<rect x="490" y="{y + 20}" width="{9 * value:.0f}" height="20" rx="3" fill="#2f7ed8"/>')
-        text(498 + 9 * value, y + 35, f"{value:.1f}")
-    height = max(top, 52 + 56 * len(bars)) + 12
+    top = 54 + 18 * i
+    for code, line in told["lines"]:
+        last = line.startswith("####")
+        color = "#888" if last else colors.setdefault(code, ("#2f7ed8", "#e07b39")[len(colors) % 2])
+        out.append(f'<rect x="24" y="{top}" width="440" height="26" rx="6" fill="{color}" '
+                   f'fill-opacity="{".06" if last else ".14"}" stroke="{color}"/>')
+        text(36, top + 17, "" if last else f"code {code}", 'font-weight="bold"')
+        text(92, top + 17, line, 'font-family="ui-monospace, monospace" font-size="12"')
+        top += 32
+    text(500, 32, "how much of a line's manner its code tells, %", 'font-weight="bold"')
+    for i, (name, share) in enumerate(bars.items()):
+        y = 50 + 52 * i
+        text(500, y + 14, name)
+        out.append(f'<rect x="500" y="{y + 20}" width="{3 * 100 * share:.0f}" height="20" rx="3" fill="#2f7ed8"/>')
+        text(508 + 3 * 100 * share, y + 35, f"{100 * share:.0f}")
+    height = max(top, 50 + 52 * len(bars)) + 12
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 880 {height}" font-size="13" '
             'font-family="ui-sans-serif, Helvetica, Arial, sans-serif">')
-    title = "<title>One question under two codes, and accuracy on test</title>"
+    title = "<title>One question answered under two codes in turn, and what the codes of each search tell</title>"
     paper = f'<rect width="880" height="{height}" rx="8" fill="#fbfbf9"/>'
     return "\n".join([head, title, paper, *out, "</svg>"]) + "\n"
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", help="folder made by train.py")
+    parser.add_argument("run", nargs="?", help="folder made by train.py")
     parser.add_argument("--rows", type=int, default=300, help="test problems")
-    parser.add_argument("--svg", type=Path, help="write README's picture, instead")
+    parser.add_argument("--svg", type=Path, help="write README's picture from results/lines.jsonl, instead")
     args = parser.parse_args(argv)
     with plumbing.one_line_errors("modes.py"):
         if args.svg:
-            records = [item for _, item in read_jsonl(Path(args.run) / "answers.jsonl")]
-            right = [r for r in records if any(r[arm]["strict"] for arm in r if arm.startswith("code "))]
-            lines = [item for _, item in read_jsonl(Path(__file__).parent / "results" / "modes.jsonl")]
-            plumbing.write_text(args.svg, figure(right[0], lines))
+            lines = [item for _, item in read_jsonl(Path(__file__).parent / "results" / "lines.jsonl")]
+            shares = {}
+            for line in lines:
+                shares.setdefault(line["label"], []).append(line["study"]["handles"]["information"])
+            bars = {label: float(np.mean(shares[label])) for label in BARS}
+            example = next(line for line in lines if line["label"] == "path")["study"]["told"][0]
+            plumbing.write_text(args.svg, figure(example, {BARS[label]: share for label, share in bars.items()}))
             return
+        if not args.run:
+            raise ValueError("give a RUN, or --svg FILE")
         print(json.dumps(study(args.run, args.rows), indent=1))
 
 

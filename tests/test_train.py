@@ -108,7 +108,7 @@ def test_the_path_search_works_out_of_the_box(tmp_path, small, capsys):
     assert (args.code_lr, args.alpha_reg, args.switch_cost) == (1e-2, 0.1, math.inf)
     assert train.parse([]).alpha_reg == 0.1
     train.main([*small, "--select", "path", "--n_codes", "2", "--switch_cost", "0.3", "--out", str(tmp_path)])
-    assert "--switch_cost 0.3 --code_lr 0.1 --alpha_reg 0\n" in capsys.readouterr().out
+    assert "--switch_cost 0.3 --code_lr 0.1 --alpha_reg 0 --steer_layer 1\n" in capsys.readouterr().out
     assert any(line["info_gain"] != 0 for line in steps(tmp_path)), "the path steers"
 
 
@@ -119,6 +119,7 @@ def test_a_run_on_lines_says_how_far_its_codes_are_handles(tmp_path, capsys):
     text = capsys.readouterr().out
     assert re.search(r"the code tells \d+% of the manner; \d+% of the answers are as planned", text)
     assert all(f"dlr {arm} " in text for arm in ("on", "off", "code 0", "code 1"))
+    assert load_checkpoint(tmp_path / "run" / "ckpt.pt")["config"]["steer_layer"] == 3, "three quarters of 4"
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["handles"]
     assert found["answers"] == 6 and set(found["lines"]) == {"0", "1"}
 
