@@ -41,6 +41,7 @@ FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, no
 # A path's codes must part fast, and last: the prior would punish that.
 PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
+RISE = 3.0  # the price of a change of code at the end, in --switch_cost
 
 
 def parse(argv):
@@ -82,7 +83,8 @@ def parse(argv):
     flag("select", "likelihood", "the search: likelihood (the paper's), the best of N sequences; path: the best codes, "
          "chunk by chunk (then --code_lr 1e-1 --alpha_reg 0 unless given); greedy: none",
          ["likelihood", "path", "greedy"])
-    flag("switch_cost", SWITCH_COST, "of --select path: nats that a change of code must bring; inf: one code a row")
+    flag("switch_cost", SWITCH_COST, "of --select path: nats that a change of code must bring, rising to 3 "
+         "times that in the second half; inf: one code a row")
     flag("n_rollouts", 4, "N, candidates per row and step of --select likelihood")
     flag("temperature", 1.0, "of the distribution that candidates are drawn from")
     flag("alpha_policy", 0.1, "weight of the policy term")
@@ -143,6 +145,16 @@ def learning_rate(step, steps):
     if step + 1 <= warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step + 1 - warmup) / (steps - warmup + 1)))
+
+
+def price_of_change(switch_cost, step, steps):
+    """
+    What a change of code costs at step 0..steps-1: switch_cost in the first half, in which codes part, then
+    rising linearly to RISE times that. Once codes have parted a hidden choice can pay more than the rest,
+    which is mostly leaked from the answer, and a model that has learned with hints is worse without.
+    """
+    late = max(0.0, 2 * (step + 1) / steps - 1)
+    return switch_cost * (1 + (RISE - 1) * late)
 
 
 def row_of(i, n_rows, seed):
@@ -232,8 +244,9 @@ def train(args):
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
     while not last:
         start = time.time()
-        # learning rate
+        # learning rate, and the price of a change of code (--select path)
         rate = learning_rate(step, steps)
+        switch_cost = price_of_change(args.switch_cost, step, steps)
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * rate
 
@@ -249,7 +262,7 @@ def train(args):
             with autocast:
                 if args.method in CODED:
                     loss, terms = model.dlr_loss(idx, targets, args.n_rollouts, args.temperature,
-                                                 args.select, args.alpha_policy, args.alpha_reg, args.switch_cost)
+                                                 args.select, args.alpha_policy, args.alpha_reg, switch_cost)
                 else:
                     loss, terms = model(idx, targets, codes="off")[1], {}
             (loss * share).backward()

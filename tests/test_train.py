@@ -112,6 +112,14 @@ def test_the_path_search_works_out_of_the_box(tmp_path, small, capsys):
     assert any(line["info_gain"] != 0 for line in steps(tmp_path)), "the path steers"
 
 
+def test_the_price_of_a_change_rises_in_the_second_half():
+    """Broken if codes had to pay more while they part, or the price ended elsewhere than at three times."""
+    prices = [train.price_of_change(0.5, step, 8) for step in range(8)]
+    assert prices == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.75, 1.0, 1.25, 1.5])
+    assert train.price_of_change(math.inf, 0, 8) == train.price_of_change(math.inf, 7, 8) == math.inf
+    assert train.price_of_change(0.0, 7, 8) == 0 and train.price_of_change(1.0, 0, 1) == 3
+
+
 def test_a_run_on_lines_says_how_far_its_codes_are_handles(tmp_path, capsys):
     """Broken if --data lines ended without the plans that its codes were to follow, or forced no code."""
     train.main(["--data", "lines", "--select", "path", "--n_codes", "2", "--rows", "16", "--epochs", "1", "--eval_rows",
