@@ -56,6 +56,8 @@ TWO = "--select path --n_codes 2"
 FOUR = "--select path --n_codes 4"
 # A step with two codes costs (4.5 + 2 / 2) / 3 = 1.83 SFT steps: 3 epochs of it are 5.5 epochs of SFT.
 AS_DEAR = "--method sft --epochs 5.5"
+# One code for the whole row, at half depth: measured as --persistence 1 with N = C, to the same bits.
+LASTING = "--select path --switch_cost inf --steer_layer 2"
 PAPER = "--n_codes 2 --n_rollouts 8 --code_lr 1e-1 --alpha_reg 0"  # the paper's search, the path's rates
 
 # What decides whether codes find the ways: the same with one thing changed.
@@ -91,20 +93,25 @@ EXPERIMENTS = {
         "SFT, told the way": f"{MODES} --data modes_told --method sft",
         "SFT, 5.5 epochs": f"{MODES} --data modes {AS_DEAR}",
         "path": f"{MODES} --data modes {TWO}",
+        "one code a row, half depth": f"{MODES} --data modes {LASTING} --n_codes 2",
     }),
     "modes_plain": ([0, 1, 2], {  # the same flags where every answer is worked: is it the data?
         "SFT": f"{MODES} --method sft",
         "path": f"{MODES} {TWO}",
+        "one code a row, half depth": f"{MODES} {LASTING} --n_codes 2",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
         "path": f"{MODES} --data modes3 {FOUR}",
+        "one code a row, half depth, C = 8":
+            f"--eval_split test --eval_rows 150 --data modes3 {LASTING} --n_codes 8",
     }),
     "modes_why": ([0], {label: f"{MODES} --data modes {flags}" for label, flags in CHANGED.items()}),
     **{data: ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data {data} --method sft",
         "SFT, 5.5 epochs": f"{MODES} --data {data} {AS_DEAR}",
         "path": f"{MODES} --data {data} {TWO}",
+        "one code a row, half depth": f"{MODES} --data {data} {LASTING} --n_codes 2",
     }) for data in ("modes_early", "modes_wrong")},
     "modes_gsm8k": ([0], {
         "SFT": f"{HALF} --method sft",
