@@ -26,8 +26,9 @@ from data import plumbing
 from data.files import read_jsonl
 from data.handles import first_tokens, follow_plans, information
 from data.modes import LINES, way_of
-from data.tokens import encode_row, end_token, load_rows
+from data.tokens import collate, encode_row, end_token, load_rows
 from data.wordproblems import generate
+from dlr import SWITCH_COST, best_path
 from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
 
 
@@ -130,6 +131,39 @@ def marks(answers):
     return {mark: round(float(np.mean([m[mark] for m in seen])), 2) for mark in (seen or [{}])[0]}
 
 
+@torch.no_grad()
+def table_quality(model, enc, rows, n_drawn=64):
+    """
+    The path search scores a chunk under code c with c in all earlier chunks, too. How good is that? Means over rows,
+    in nats a row, of log p(answer | codes): "table", what the table promises for its best path; "path", what that
+    path really has; "second round", a path found again from a table whose earlier chunks carry the first path's
+    codes; "drawn", the best of n_drawn sequences drawn from the router; "off", without codes.
+    """
+    K, C, found = model.config.chunk, model.config.n_codes, Counter()
+    for idx, targets in (collate([item]) for _, item in fitting(rows, enc, model)):
+        h = model.lower(idx)
+
+        def chunks(codes, h=h, targets=targets):  # (1, M): log p of each chunk's labels
+            logp = model.token_logp(h if codes is None else model.steer(h, codes), targets)
+            return torch.nn.functional.pad(logp, (0, -logp.size(1) % K)).unflatten(1, (-1, K)).sum(-1)
+
+        held = torch.stack([chunks(code) for code in range(C)])  # (C, 1, M)
+        path = best_path(held, SWITCH_COST)  # (1, M)
+        again = torch.empty_like(held)
+        for m in range(path.size(1)):
+            for code in range(C):
+                tried = path.clone()
+                tried[0, m] = code
+                again[code, :, m] = chunks(tried)[:, m]
+        z = model.router_logits(h[:, ::K])
+        gumbel = -torch.empty(n_drawn, *z.shape).exponential_().log()
+        drawn = max(chunks(codes).sum().item() for codes in (z + gumbel).argmax(-1))
+        found.update({"table": held.gather(0, path[None]).sum().item(), "path": chunks(path).sum().item(),
+                      "second round": chunks(best_path(again, SWITCH_COST)).sum().item(),
+                      "drawn": drawn, "off": chunks(None).sum().item(), "rows": 1})
+    return {key: found[key] / found["rows"] for key in ("table", "path", "second round", "drawn", "off")}
+
+
 def study_lines(model, enc, rows):
     """
     Data in which each line has a manner of its own: follow_plans on rows, greedy and at T = 1, and on as many
@@ -151,7 +185,8 @@ def study(run, n_rows=300, votes=True):
     model.to(plumbing.find_device("auto")[0]).eval()
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
     if flags["data"] in LINES:
-        return study_lines(model, enc, rows)
+        found = study_lines(model, enc, rows)
+        return found | {"table": table_quality(model, enc, load_rows(flags["data"], "train", 100))}
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
     train_rows = load_rows(flags["data"], "train", n_rows, at_most=True)

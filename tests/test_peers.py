@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from test_modes import ENC, model_of
 
 from analysis import modes, peers
-from data.tokens import load_rows
+from data.tokens import collate, encode_row, load_rows
 
 
 def spread(x, cluster):
@@ -76,3 +78,20 @@ def test_the_table_and_the_picture_of_lines():
     assert "1 + 1 &lt; 3?" in svg and "&lt;&lt;2&gt;&gt;" in svg and ">95<" in svg
     colors = [part.split('"')[0] for part in svg.split('rx="6" fill="')[1:]]
     assert colors[0] == colors[2] != colors[1] and colors[3] == "#888"
+
+
+def test_what_the_table_promises_and_what_a_path_has():
+    """Broken if a log p were another sequence's: against whole passes, one row each."""
+    model, rows = model_of(2), load_rows("wordproblems", "train", 3)
+    torch.manual_seed(0)
+    found = modes.table_quality(model, ENC, rows, n_drawn=4)
+    expected = {"table": 0.0, "path": 0.0, "off": 0.0}
+    for row in rows:
+        idx, targets = collate([encode_row(row, ENC)])
+        n, path = (targets >= 0).sum(), model.search(idx, targets, select="path")
+        expected["path"] -= (n * model(idx, targets, codes=path)[1]).item() / 3
+        expected["off"] -= (n * model(idx, targets, codes="off")[1]).item() / 3
+        logits = [model(idx, codes=code)[0].log_softmax(-1) for code in range(2)]
+        for t in targets[0].ge(0).nonzero()[:, 0].tolist():
+            expected["table"] += logits[path[0, t // 3].item()][0, t, targets[0, t]].item() / 3
+    assert {key: found[key] for key in expected} == pytest.approx(expected, rel=1e-4)
