@@ -184,6 +184,18 @@ def write(path, save):
         tmp.unlink(missing_ok=True)
 
 
+def check_writable(path):
+    """OSError now, before the work, where `write` would fail after it."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        tmp.touch()
+        tmp.unlink()
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e}") from e
+
+
 def write_text(path, text):
     write(path, lambda tmp: tmp.write_text(text, encoding="utf-8"))
 
