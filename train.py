@@ -13,6 +13,7 @@ answers.jsonl (the evaluation).
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -158,10 +159,16 @@ def price_of_change(switch_cost, step, steps):
 
 
 def row_of(i, n_rows, seed):
-    """Which row is the i-th of a run: every epoch has its own order, which follows from seed and epoch."""
+    """Which row is the i-th of a run."""
     epoch, position = divmod(i, n_rows)
+    return int(order_of(epoch, n_rows, seed)[position])
+
+
+@functools.lru_cache(maxsize=1)  # made once an epoch: with millions of rows it takes as long as a step
+def order_of(epoch, n_rows, seed):
+    """The order of the rows in an epoch: every epoch has its own, which follows from seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    return int(torch.randperm(n_rows, generator=generator)[position])
+    return torch.randperm(n_rows, generator=generator)
 
 
 def train(args):

@@ -152,6 +152,22 @@ def test_every_epoch_shows_every_row_once_in_another_order(tmp_path, small, monk
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_the_order_of_rows_is_made_once_an_epoch(monkeypatch):
+    """Broken if the order changed, so that old runs could not be repeated, or each row made it anew."""
+    def every_time(i, n_rows, seed):  # as it was first written
+        epoch, position = divmod(i, n_rows)
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        return int(torch.randperm(n_rows, generator=generator)[position])
+
+    for n_rows, seed in ((1, 0), (7, 0), (7, 3), (50, 2**31 - 1)):
+        expected = [every_time(i, n_rows, seed) for i in range(120)]
+        assert [train.row_of(i, n_rows, seed) for i in range(120)] == expected
+        assert train.row_of(5, n_rows, seed) == expected[5], "a resumed run starts anywhere"
+    made, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **more: made.append(n) or randperm(n, **more))
+    assert sorted(train.row_of(i, 1000, 9) for i in range(1000)) == list(range(1000)) and made == [1000]
+
+
 def test_the_learning_rate_warms_up_and_decays():
     """Broken if the schedule jumped, went below zero or ended before the last step."""
     rates = [train.learning_rate(step, 100) for step in range(100)]
