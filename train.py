@@ -213,6 +213,10 @@ def train(args):
     steps = math.ceil(args.epochs * len(items) / args.batch_size)
     if steps == 0:
         raise ValueError(f"no two of the {len(rows)} rows fit the context together")
+    # The order of rows and the learning rate follow from these: a run goes on with what it was started on.
+    started_on = {"rows": len(items), "steps": steps, "sha256": plumbing.fingerprint(items)}
+    if saved:
+        plumbing.check_same_start(out, saved.get("started_on", started_on), started_on)
     say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
         f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -247,7 +251,7 @@ def train(args):
     interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
     if world == 1:
         signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
-    last = step == steps  # of the budget, or as the user has interrupted
+    last = step >= steps  # of the budget, or as the user has interrupted
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
     while not last:
         start = time.time()
@@ -295,7 +299,7 @@ def train(args):
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.time() - start
-        last = step == steps or bool(interrupted)
+        last = step >= steps or bool(interrupted)
 
         # log, show, save
         if usage is not None:
@@ -311,7 +315,7 @@ def train(args):
                 plumbing.write_checkpoint(ckpt, {
                     "config": dataclasses.asdict(model.config), "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
-                    "tokenizer": enc.name, "train": vars(args)})
+                    "started_on": started_on, "tokenizer": enc.name, "train": vars(args)})
         bar.update()
     bar.close()
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -5,10 +5,12 @@ absent, checkpoints, and models filled with weights.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
 import sys
+from array import array
 from pathlib import Path
 
 import torch
@@ -100,6 +102,22 @@ def build(config, weights, source, **overrides):
     except (TypeError, ValueError, RuntimeError) as e:
         raise ValueError(f"{source}: no GPT has this config and these weights: {e}") from e
     return model
+
+
+def fingerprint(items):
+    """A sha256 of tokenised rows, (ids, n_prompt) each, and of their order."""
+    digest = hashlib.sha256()
+    for ids, n_prompt in items:
+        digest.update(array("q", [len(ids), n_prompt, *ids]))
+    return digest.hexdigest()
+
+
+def check_same_start(out, then, now):
+    """ValueError if a run would go on with other rows or steps than those that it was started on."""
+    if then != now:
+        was, there_is = (f"{x['rows']} rows, {x['steps']} steps (sha256 {x['sha256'][:12]})" for x in (then, now))
+        raise ValueError(f"--resume: the training data are not those that {out} was started on: {was} then, "
+                         f"{there_is} now; put them back, or start a new run")
 
 
 def write_checkpoint(path, state):

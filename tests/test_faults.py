@@ -71,6 +71,52 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatc
         assert_same(whole[1], out)
 
 
+def other_rows(change):
+    """Rewrite a folder's train.jsonl: change(lines) -> lines."""
+    def spoil(folder):
+        path = folder / "train.jsonl"
+        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+    return spoil
+
+
+@pytest.mark.parametrize("spoil, now", [
+    (other_rows(lambda lines: lines[:9]), "9 rows, 4 steps"),  # fewer steps than were trained
+    (other_rows(lambda lines: lines * 2), "64 rows, 24 steps"),
+    (other_rows(lambda lines: lines[::-1]), "32 rows, 12 steps"),
+    (other_rows(lambda lines: [lines[0].replace("#### 0", "#### 1"), *lines[1:]]), "32 rows, 12 steps")],
+    ids=["shrunk", "grown", "reordered", "changed"])
+def test_a_run_goes_on_only_with_the_rows_it_was_started_on(tmp_path, monkeypatch, capsys, spoil, now):
+    """Broken if a resumed run trained on other rows, for ever or with the rate climbing back."""
+    argv, out = small_run(tmp_path), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(SystemExit):
+            train.main([*argv, "--out", str(out)])
+    saved = (out / "ckpt.pt").read_bytes()
+    spoil(tmp_path)
+    monkeypatch.setattr(GPT, "dlr_loss", lambda *args: pytest.fail("training went on"))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--resume", "--out", str(out)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert re.search(rf"not those that .* was started on: 32 rows, 12 steps .* then, {now} .* now", error), error
+    assert (out / "ckpt.pt").read_bytes() == saved
+
+
+@pytest.mark.parametrize("step", [12, 13])
+def test_a_checkpoint_at_its_end_never_trains_on(tmp_path, whole, monkeypatch, step):
+    """Broken if the loop ended at one step alone and missed it, as for runs that name no rows."""
+    argv, out = [*whole[0], "--out", str(tmp_path / "run")], tmp_path / "run"
+    train.main([*argv, "--eval_rows", "-1"])
+    saved = torch.load(out / "ckpt.pt", weights_only=True)
+    del saved["started_on"]
+    torch.save({**saved, "step": step}, out / "ckpt.pt")
+    monkeypatch.setattr(GPT, "dlr_loss", lambda *args: pytest.fail("training went on"))
+    train.main(["--resume", "--out", str(out)])
+    assert load_checkpoint(out / "ckpt.pt")["step"] == step
+
+
 def test_ctrl_c_in_the_baseline_names_the_whole_run(tmp_path, monkeypatch, capsys):
     """Broken if going on as told trained the sft half alone, without the comparison."""
     small = [*small_run(tmp_path), "--rows", "8", "--epochs", "2", "--baseline", "--no-generate"]
