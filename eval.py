@@ -27,7 +27,6 @@ import hashlib
 import json
 import math
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -412,6 +411,7 @@ def load_run(path):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder made by train.py, or its ckpt.pt")
@@ -469,5 +469,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     main()

@@ -17,7 +17,6 @@ import functools
 import json
 import math
 import os
-import signal
 import sys
 import time
 from datetime import timedelta
@@ -42,6 +41,7 @@ FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, no
 # A path's codes must part fast, and last: the prior would punish that.
 PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
+LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
 RISE = 3.0  # the price of a change of code at the end, in --switch_cost
 
 
@@ -59,7 +59,7 @@ def parse(argv):
     flag("method", "dlr", "dlr; controls: static (one code), random_router (untrained router), frozen "
          "(untrained LM), sft (no codes); pretrain: a base model", choices=METHODS)
     flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder of train.jsonl, val.jsonl, test.jsonl")
-    flag("init_from", "base", "base (embedded), scratch, a .pt checkpoint, or a Hugging Face folder")
+    flag("init_from", "base", "base (embedded), scratch, a run's folder, a .pt checkpoint, or a Hugging Face folder")
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
     flag("resume", False, "go on with the run in --out, under its own flags")
     flag("tiny", False, "a short version: few rows, steps and test problems")
@@ -114,8 +114,8 @@ def parse(argv):
                 "max_new_tokens", "save_every")
     for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
-        if not 0 <= value < math.inf or (value == 0 and low == "> 0"):
-            raise ValueError(f"--{name} must be finite and {low}, got {value}")
+        if not 0 <= value < LARGEST or (value == 0 and low == "> 0"):
+            raise ValueError(f"--{name} must be finite and {low}, got {value} (it must be below 2^31)")
     if not 0 <= args.seed < 2**31 or args.eval_rows < -1 or not args.switch_cost >= 0:
         raise ValueError("--seed must be in 0..2^31-1, --eval_rows >= -1, --switch_cost >= 0, "
                          f"got {args.seed}, {args.eval_rows}, {args.switch_cost}")
@@ -175,7 +175,7 @@ def train(args):
     """One run from start to end, its checkpoint in args.out. Returns (model, encoding, seconds)."""
     # Where to run.
     out = Path(args.out)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = plumbing.processes()
     device, why = plumbing.find_device(args.device)
     if world > 1 and not dist.is_initialized():  # started by torchrun
         dist.init_process_group(timeout=timedelta(days=1))  # others wait while process 0 evaluates
@@ -248,9 +248,9 @@ def train(args):
 
     if rank == 0:
         log = plumbing.open_folder(out, args, enc.name, step)  # metrics.jsonl, cut back to `step`
-    interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
+    interrupted = []  # Ctrl-C or SIGTERM ends the step, saves and leaves; a second one leaves at once
     if world == 1:
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
+        plumbing.note_signals(interrupted)
     last = step >= steps  # of the budget, or as the user has interrupted
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
     while not last:
@@ -318,7 +318,6 @@ def train(args):
                     "started_on": started_on, "tokenizer": enc.name, "train": vars(args)})
         bar.update()
     bar.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt
     return model, enc, round(seconds, 3)
@@ -337,8 +336,9 @@ def run(args):
             arms, val = ("on", "off", "each"), choosing_rows(args.data, len(held_out))
         if args.generate:
             check_golds(held_out + val)
-    model, enc, seconds = train(args)  # the optimizer's memory is free again after it
-    if int(os.environ.get("RANK", 0)) > 0:
+    with plumbing.signals_restored():  # train notes Ctrl-C
+        model, enc, seconds = train(args)  # the optimizer's memory is free again after it
+    if plumbing.processes()[0] > 0:
         return None
     if args.method == "pretrain":  # a base checkpoint is the plain language model in bfloat16
         plumbing.save_base(model, out / "base.pt")
@@ -357,18 +357,20 @@ def run(args):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     with plumbing.one_line_errors("train.py"):
         args = parse(sys.argv[1:] if argv is None else argv)
         try:
-            runs = {args.method: run(args)}
-            if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
-                sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
-                runs["sft"] = run(sft)
+            with plumbing.alone_in(args.out):
+                runs = {args.method: run(args)}
+                if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
+                    sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
+                    runs["sft"] = run(sft)
         except KeyboardInterrupt:
             if (Path(args.out) / "config.json").exists():
                 print(f"interrupted; go on with: python train.py --resume --out {args.out}")
             raise  # exit status 130
-    if int(os.environ.get("RANK", 0)) > 0:
+    if plumbing.processes()[0] > 0:
         return
     runs = {name: result for name, result in runs.items() if result}
     if runs:
@@ -390,7 +392,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal's encoding must not end a run
     main()
     if dist.is_initialized():
         dist.destroy_process_group()

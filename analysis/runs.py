@@ -269,6 +269,7 @@ def verdicts(line, arm):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=[*EXPERIMENTS], help="the experiment")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all of the experiment)")
@@ -309,6 +310,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that has no ± must not end a measurement
     with plumbing.one_line_errors("runs.py"):
         main()

@@ -9,7 +9,9 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
 from array import array
 from pathlib import Path
 
@@ -17,6 +19,11 @@ import torch
 
 from data.tokens import load_encoding
 from dlr import GPT, GPTConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
 CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
@@ -47,7 +54,7 @@ def load_model(saved, **overrides):
 def open_model(source, block_size=None, **overrides):
     """
     (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
-    a Hugging Face folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
+    a Hugging Face folder; a run's folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
     a folder's long context; a checkpoint keeps its own. overrides: see build; chunk 0 is one code for
     the whole row.
     """
@@ -57,6 +64,8 @@ def open_model(source, block_size=None, **overrides):
             overrides["chunk"] = block_size
         return GPT(GPTConfig(enc.n_vocab, block_size, **BASE_SHAPE, **overrides)), enc
     source = BASE if source == "base" else source
+    if not isinstance(source, dict) and Path(source, "ckpt.pt").is_file():  # a run's folder
+        source = Path(source, "ckpt.pt")
     if not isinstance(source, dict) and Path(source).is_dir():
         enc = load_encoding(source)
         model = GPT.from_pretrained(source, block_size=block_size, **overrides)
@@ -149,6 +158,84 @@ def precision(dtype, device):
         has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has_bfloat16 else "float32"
     return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def processes():
+    """(rank, world): this is process `rank` of `world`, as torchrun says; without it 0 of 1."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise ValueError(f"the environment says RANK={rank}, WORLD_SIZE={world}, which torchrun would not; "
+                         "unset RANK and WORLD_SIZE")
+    return int(rank), int(world)
+
+
+def safe_output():
+    """
+    From now on printing ends no run: a terminal may lack a character, a notebook's output has no
+    encoding to set, a closed or missing one gets nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif name == "stdout" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what kill and batch systems send
+
+
+def note_signals(noted):
+    """From now on Ctrl-C and SIGTERM are added to the list `noted`; a second one leaves at once."""
+    def note(number, frame):
+        if noted:
+            sys.exit(130)
+        noted.append(number)
+
+    if threading.current_thread() is threading.main_thread():  # Python allows it in no other
+        for number in SIGNALS:
+            signal.signal(number, note)
+
+
+@contextlib.contextmanager
+def signals_restored():
+    """Afterwards Ctrl-C and SIGTERM do what they did before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def alone_in(out):
+    """
+    A run's folder, made if it is missing, for this process alone: two would mix their files. The lock
+    is on the folder itself and the system's, so that it ends with the process, however that ends.
+    """
+    rank, _ = processes()
+    if rank > 0 or fcntl is None:  # torchrun's first process holds it for all
+        yield
+        return
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--out {out}: another process is at work in this folder") from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # only if nothing was written
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager

@@ -86,6 +86,9 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("no such choice", "train.py", "rl.*choose from.*dlr", t("--method", "rl")),
     ("lr a word", "train.py", "--lr.*'x'", t("--lr", "x")),
     ("lr nan", "train.py", "--lr must be finite and > 0, got nan", t("--lr", "nan")),
+    *((f"{name} beyond float32", "train.py", rf"--{name} must be finite.*1e\+39", t(f"--{name}", "1e39"))
+      for name in ("lr", "code_lr", "temperature", "alpha_policy", "alpha_reg", "epochs")),
+    ("n_rollouts beyond torch", "train.py", "--n_rollouts must be finite", t("--n_rollouts", str(10**30))),
     ("batch not a multiple", "train.py", "--batch_size must be a multiple.*6, 4 and 1",
      t("--batch_size", "6", "--grad_accum", "4")),
     ("eval_rows negative", "train.py", "--eval_rows >= -1.*, -2", t("--eval_rows", "-2")),
@@ -124,7 +127,7 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
      t("--init_from", "{d}/coded.pt", "--chunk", "2")),
     ("tokenizer gone", "train.py", "/gone", base(lambda s: {**s, "tokenizer": "/gone"})),
     # Hugging Face folders; all their faults are in test_pretrained.py and test_tokenizers.py
-    ("no model", "train.py", r"tokenizer\.json", t("--init_from", "{d}/run")),
+    ("no model", "train.py", r"tokenizer\.json", t("--init_from", "{d}")),
     ("weights cut", "train.py", r"model\.safetensors: not a readable", bad_file(
         "hf/model.safetensors", b"\x09", HF)),
     # runs to resume

@@ -1,9 +1,12 @@
 """Kills, Ctrl-C, full disks, too little memory: what is left, and how a run goes on."""
 
+import json
 import math
 import os
 import re
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,16 +53,19 @@ def test_a_killed_run_resumes_to_the_same_bits(tmp_path, whole, moment):
     assert_same(whole[1], tmp_path / "run")
 
 
-@pytest.mark.parametrize("how", ["crash", "Ctrl-C"])
+@pytest.mark.parametrize("how", ["crash", "Ctrl-C", "SIGTERM"])
 def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatch, capsys, how):
-    """Broken if a crash cost more than the steps since the checkpoint, Ctrl-C any, or hid a bug."""
+    """Broken if a crash cost more than the steps since the checkpoint, a signal any, or hid a bug."""
     out, kept = tmp_path / "run", 3 if how == "crash" else 5
-    interrupt = bug if how == "crash" else lambda: os.kill(os.getpid(), signal.SIGINT)
+    number = signal.SIGINT if how == "Ctrl-C" else signal.SIGTERM
+    interrupt = bug if how == "crash" else lambda: os.kill(os.getpid(), number)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patch:
         at_step(patch, 5, interrupt)
         with pytest.raises(RuntimeError if how == "crash" else SystemExit) as stop:
             train.main([*whole[0], "--out", str(out)])
-    if how == "Ctrl-C":
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    if how != "crash":
         assert stop.value.code == 130 and f"--resume --out {out}" in capsys.readouterr().out
     assert load_checkpoint(out / "ckpt.pt")["step"] == kept
     (out / "metrics.jsonl").open("a").write('{"step": 6, "lo')  # a line cut by a kill
@@ -69,6 +75,45 @@ def test_an_interrupted_run_resumes_to_the_same_bits(tmp_path, whole, monkeypatc
         train.main(["--resume", "--out", str(out)])
         assert len(calls) == 12 - kept
         assert_same(whole[1], out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_living_run_is_left_alone(tmp_path, whole, monkeypatch):
+    """Broken if a second start or --resume in a run's folder harmed the run, or went on beside it."""
+    out, ends = tmp_path / "run", []
+
+    def beside():
+        before = {path.name: path.read_bytes() for path in out.iterdir()}
+        for argv in (["--resume", "--out", str(out)], [*whole[0], "--seed", "1", "--out", str(out)]):
+            done = subprocess.run([sys.executable, train.__file__, *argv], capture_output=True, text=True)
+            ends.append((done.returncode, done.stderr))
+        assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 5, beside)
+        train.main([*whole[0], "--out", str(out)])
+    assert ends == [(2, f"train.py: error: --out {out}: another process is at work in this folder\n")] * 2
+    assert_same(whole[1], out)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_of_two_that_start_together_one_runs(tmp_path, whole):
+    """Broken if the folder could hold one run's flags and the other's weights."""
+    out = tmp_path / "run"
+    runs = [start([*whole[0], "--seed", str(seed), "--out", str(out)]) for seed in (0, 1)]
+    codes = [finish(run) for run in runs]
+    assert sorted(codes) == [0, 2]
+    seed = json.loads((out / "config.json").read_text())["seed"]
+    assert seed == codes.index(0) == load_checkpoint(out / "ckpt.pt")["train"]["seed"]
+    if seed == 0:
+        assert_same(whole[1], out)
+
+
+def test_what_cannot_start_leaves_no_folder(tmp_path, whole):
+    """Broken if a folder that was made for its lock stayed behind, empty."""
+    with pytest.raises(SystemExit):
+        train.main([*whole[0], "--rows", "33", "--out", str(tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
 
 
 def other_rows(change):
