@@ -379,7 +379,9 @@ def main(argv=None):
         if "handles" in summary:
             print(describe(summary["handles"]))
     if len(runs) == 2:
-        (summary, dlr), (_, sft) = runs.values()  # records, problem by problem the same
+        (summary, dlr), (_, sft) = runs.values()
+        if [r["question"] for r in dlr] != [r["question"] for r in sft]:
+            sys.exit(plumbing.fail("train.py", "dlr and sft answered different problems: the data have changed"))
         arm = summary.get("chosen", "on")
         a, b = [r[arm] for r in dlr], [r["off"] for r in sft]
         tokens = [r["tokens"] for r in dlr]

@@ -149,6 +149,21 @@ def test_a_run_goes_on_only_with_the_rows_it_was_started_on(tmp_path, monkeypatc
     assert (out / "ckpt.pt").read_bytes() == saved
 
 
+def test_a_baseline_on_other_problems_is_not_compared(tmp_path, capsys):
+    """Broken if dlr and sft were paired by problem although the test split had changed between them."""
+    argv = [*small_run(tmp_path), "--rows", "8", "--epochs", "1", "--baseline", "--out", str(tmp_path / "run")]
+    train.main(argv)
+    (tmp_path / "run" / "sft" / "summary.json").unlink()
+    lines = (tmp_path / "test.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "test.jsonl").write_text("".join(lines[:3]))
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        train.main(["--resume", "--out", str(tmp_path / "run")])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "different problems" in said.err and said.err.count("\n") == 1
+    assert "sft off" in said.out and "dlr on - sft" not in said.out
+
+
 @pytest.mark.parametrize("step", [12, 13])
 def test_a_checkpoint_at_its_end_never_trains_on(tmp_path, whole, monkeypatch, step):
     """Broken if the loop ended at one step alone and missed it, as for runs that name no rows."""
