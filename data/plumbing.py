@@ -54,9 +54,9 @@ def load_model(saved, **overrides):
 def open_model(source, block_size=None, **overrides):
     """
     (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
-    a Hugging Face folder; a run's folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
-    a folder's long context; a checkpoint keeps its own. overrides: see build; chunk 0 is one code for
-    the whole row.
+    a Hugging Face folder; a run's folder; or a checkpoint, its path or load_checkpoint's dict.
+    block_size may shorten a Hugging Face model's long context; a checkpoint keeps its own. overrides:
+    see build; chunk 0 is one code for the whole row.
     """
     if source == "scratch":
         enc = load_encoding("wordproblems")
@@ -164,8 +164,8 @@ def processes():
     """(rank, world): this is process `rank` of `world`, as torchrun says; without it 0 of 1."""
     rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
     if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
-        raise ValueError(f"the environment says RANK={rank}, WORLD_SIZE={world}, which torchrun would not; "
-                         "unset RANK and WORLD_SIZE")
+        raise ValueError(f"the environment has RANK={rank}, but WORLD_SIZE={world} (1 if it is not set): torchrun "
+                         "sets both; unset them for a run of one process")
     return int(rank), int(world)
 
 
