@@ -344,7 +344,7 @@ def read_questions(asked):
 
 
 def code_arm(wanted, folder, model):
-    """The arm of --code: a number, or "best", the code that train.py chose on val."""
+    """The arm of --code: "1" or "code 1", or "best", the code that train.py chose on val."""
     if not model.codebook.weight.any():
         raise ValueError("--code: this run has no codes")
     if wanted == "best":
@@ -353,9 +353,10 @@ def code_arm(wanted, folder, model):
         if chosen is None:
             raise ValueError(f"--code best: {path} names no code chosen on val; give the number of a code")
         return chosen
-    if not re.fullmatch("[0-9]+", wanted):
+    number = wanted.removeprefix("code ")
+    if not re.fullmatch("[0-9]+", number):
         raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
-    return f"code {int(wanted)}"
+    return f"code {int(number)}"
 
 
 def reply(args, model, enc, suffix, folder):

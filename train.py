@@ -36,12 +36,12 @@ from eval import ARMS, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
+LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
 # A path's codes must part fast, and last: the prior would punish that.
 PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
-LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
 RISE = 3.0  # the price of a change of code at the end, in --switch_cost
 
 

@@ -324,7 +324,7 @@ def ask_file(run, *flags):
 def test_a_file_of_questions_is_answered_under_one_code(run, capsys):
     """Broken if --code answered with another code, lost the order, or best were not the one chosen on val."""
     model, said = make(), set()
-    for flags, codes in (["--code", "best"], 2), (["--code", "0"], 0), ([], None):
+    for flags, codes in (["--code", "best"], 2), (["--code", "0"], 0), (["--code", "code 4"], 4), ([], None):
         answers = ask_file(run, *flags)
         assert [record["question"] for record in answers] == QUESTIONS
         for record in answers:
@@ -338,7 +338,7 @@ def test_a_file_of_questions_is_answered_under_one_code(run, capsys):
             evaluation.main([str(run / "ckpt.pt"), "--ask", QUESTIONS[1], *FEW, *flags])
             assert capsys.readouterr().out.strip() == answers[1]["answer"]
         said.add(str(answers))
-    assert len(said) == 3, "every code must bite"
+    assert len(said) == 4, "every code must bite"
 
 
 def test_the_final_answer_is_what_follows_the_first_mark(monkeypatch):
