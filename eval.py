@@ -1,25 +1,32 @@
 """
 Evaluate a trained run: grade its answers with the codes on, off, random and shuffled, on the same
-problems, or ask it one question.
+problems; or use it: ask it one question, or a file of them.
 
     python eval.py runs/NAME                           # the test split of the run's own data
     python eval.py runs/NAME --split test_numbers --rows 200
     python eval.py runs/NAME --no-generate             # likelihood only: fast, for large models
     python eval.py runs/NAME --ask "Mia had 12 shells. She found 7 more. How many had she then?"
+    python eval.py runs/NAME --code best --ask questions.jsonl --out answers.jsonl
+
+--code answers with one code everywhere: its number, or the one that was chosen on val. A file of
+questions has one {"question": "..."} a line; each answer is a line of question, answer and final, what
+follows the first "####" (null if nothing does).
 
 The arms: what happens to the codes, in prompt and answer alike.
     on        the router's argmax, as in deployment
     off       the plain language model
     random    every chunk gets a uniformly drawn code
     shuffled  the codes that "on" used, permuted among the chunks of the row: the same codes as often
-    each      one arm for each code (of at most 16), forced everywhere; the best on val is marked
+    code 3    code 3 everywhere
+    each      one such arm for each code (of at most 16); the best on val is marked
 An arm that changes nothing is reported as such.
 """
 
 import argparse
+import hashlib
 import json
 import math
-import sys
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -28,10 +35,11 @@ import torch
 from tqdm import tqdm
 
 from data import plumbing
+from data.files import read_json, read_jsonl, text_field, to_row
 from data.grading import check_golds, grade
 from data.handles import describe, follow_plans
 from data.modes import LINES, way_of
-from data.tokens import collate, encode_row, end_token, load_rows
+from data.tokens import DATASETS, collate, encode_row, end_token, load_rows
 
 ARMS = ("on", "off", "random", "shuffled")
 MAX_EACH, CHOOSE_ON = 16, 200  # "each" makes arms of at most so many codes, chosen on so many rows of val
@@ -53,13 +61,16 @@ def choosing_rows(data, n):
 
 def arm_codes(arm, problems, own, n_chunks, model, seed):
     """
-    What model(codes=...) takes for an arm: None, "off", or codes (len(problems), n_chunks).
+    What model(codes=...) takes for an arm: None, "off", an int, or codes (len(problems), n_chunks).
     own: for "shuffled", each problem's codes under "on", (m,) each; repeated up to n_chunks.
     """
     if arm in ("on", "off"):
         return None if arm == "on" else "off"
     if arm.startswith("code "):
-        return int(arm.removeprefix("code "))
+        code = int(arm.removeprefix("code "))
+        if code >= model.config.n_codes:
+            raise ValueError(f"there is no code {code}: this model has codes 0 to {model.config.n_codes - 1}")
+        return code
     if arm not in ARMS:
         raise ValueError(f"arms must be among {', '.join(ARMS)}, each, got {arm!r}")
     codes = []
@@ -151,10 +162,11 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
     "off" (of the other arms also to "on") with 95 % intervals, and the ways in which they are told.
     records: a dict per problem. Rows too long for the context are left out and counted.
     suffix: ids that end every prompt. choose_on: rows of val; the code that, forced, does best on them
-    (strict, or in likelihood) is summary["chosen"].
+    is summary["chosen"], its scores there and those of the others summary["choice"]: see choose.
     """
     if "each" in arms:
         arms = [arm for arm in arms if arm != "each"] + each_code(model)
+    arms = list(dict.fromkeys(arms))  # each one once
     items, kept = [], []
     for row in rows:
         ids, n_prompt = encode_row(row, enc)
@@ -201,9 +213,44 @@ def evaluate(model, enc, rows, arms=ARMS, generate=True, max_new_tokens=320, bat
         summary["arms"][arm] = s
     if choose_on:
         codes = each_code(model)
-        val = evaluate(model, enc, choose_on, codes, generate, max_new_tokens, batch_size, seed, suffix)[0]["arms"]
-        summary["chosen"] = max(codes, key=lambda arm: val[arm].get("strict", -val[arm]["nats"]))
+        on_val = evaluate(model, enc, choose_on, codes, generate, max_new_tokens, batch_size, seed, suffix)
+        summary["chosen"], summary["choice"] = choose(*on_val)
     return summary, records
+
+
+def choose(summary, records):
+    """
+    The best of the arms that were evaluated on val: (arm, why). The most accurate one, or, of those that
+    accuracy does not tell from it, its "rivals", the one of the greatest likelihood.
+    """
+    arms = summary["arms"]
+    rivals = list(arms)
+    if "strict" in arms[rivals[0]]:
+        right = {arm: [r[arm]["strict"] for r in records] for arm in arms}
+        most = max(arms, key=lambda arm: arms[arm]["strict"])
+        # Within noise: the 95 % interval of the difference, paired by problem, reaches down to 0.
+        rivals = [arm for arm in arms if bootstrap(right[most], right[arm])[1] <= 0]
+    chosen = min(rivals, key=lambda arm: arms[arm]["nats"])
+    scores = {arm: {key: s[key] for key in ("nats", "strict") if key in s} for arm, s in arms.items()}
+    return chosen, {"rows": summary["rows"], "rivals": rivals, "scores": scores}
+
+
+def describe_choice(chosen, choice):
+    """What decided, the chosen arm against the next best: "31.0 against 2.5 % of 200"."""
+    scores, rows = choice["scores"], choice["rows"]
+    others = [arm for arm in scores if arm != chosen]
+    rivals = [arm for arm in others if arm in choice["rivals"]]
+    if not others:
+        return "the only code"
+
+    def percent(other):
+        return f"{100 * scores[chosen]['strict']:.1f} against {100 * scores[other]['strict']:.1f} %"
+
+    if not rivals:
+        return f"{percent(max(others, key=lambda arm: scores[arm]['strict']))} of {rows}"
+    other = min(rivals, key=lambda arm: scores[arm]["nats"])
+    nats = f"{scores[chosen]['nats']:.4f} against {scores[other]['nats']:.4f} nats/token of {rows}"
+    return f"{nats}; {percent(other)} is within noise" if "strict" in scores[chosen] else nats
 
 
 def table(summaries):
@@ -227,6 +274,8 @@ def table(summaries):
                     line += "  " + ", ".join(f"{share:.0%} {way}" for way, share in s["ways"].items())
             if arm == summary.get("chosen"):
                 line += "  <- best on val"
+                if "choice" in summary:
+                    line += f": {describe_choice(arm, summary['choice'])}"
             same = [other for other in ("on", "off") if s.get(f"same_as_{other}")]
             lines.append(line + (f"  changes nothing: the same as {same[0]}" if same else ""))
     return "\n".join(lines)
@@ -237,8 +286,6 @@ def table(summaries):
 
 def ask(model, enc, question, max_new_tokens=320, suffix=()):
     """The answer to one question as text: codes on, the code of each chunk before it, then codes off."""
-    if not question.strip():
-        raise ValueError("--ask: the question is empty")
     K, end = model.config.chunk, end_token(enc)
     ids, n_prompt = encode_row({"question": question.strip(), "answer": ""}, enc)
     prompt = ids[:n_prompt] + list(suffix)
@@ -263,6 +310,98 @@ def ask(model, enc, question, max_new_tokens=320, suffix=()):
     return out
 
 
+def serve(model, enc, rows, arm, max_new_tokens=320, batch_size=128, suffix=()):
+    """
+    Answers for use, under one arm, to rows with a "question" and "where" it is from: dicts of question,
+    answer and final, the text after the first "####" or None.
+    """
+    prompts = []
+    for row in rows:
+        ids, n_prompt = encode_row({"question": row["question"], "answer": ""}, enc)
+        prompts.append(ids[:n_prompt] + list(suffix))
+        if len(prompts[-1]) > model.config.block_size:
+            raise ValueError(f"{row['where']}: the question has {len(prompts[-1])} tokens, the context "
+                             f"(block_size) {model.config.block_size}")
+    texts = answer(model, enc, prompts, [arm], max_new_tokens, batch_size)[arm]
+    served = []
+    for row, text in zip(rows, texts):
+        final = text.partition("####")[2].strip()
+        served.append({"question": row["question"], "answer": text.strip(), "final": final or None})
+    return served
+
+
+def read_questions(asked):
+    """--ask: the rows of a file of questions, or one question as a row."""
+    if not asked.endswith(".jsonl"):
+        if not asked.strip():
+            raise ValueError("--ask: the question is empty")
+        return [{"question": asked.strip(), "where": "--ask"}]
+    rows = [to_row(lambda item: {"question": text_field(item, "question")}, item, where)
+            for where, item in read_jsonl(asked)]
+    if not rows:
+        raise ValueError(f"{asked} has no questions")
+    return rows
+
+
+def code_arm(wanted, folder, model):
+    """The arm of --code: "1" or "code 1", or "best", the code that train.py chose on val."""
+    if not model.codebook.weight.any():
+        raise ValueError("--code: this run has no codes")
+    if wanted == "best":
+        path = folder / "summary.json"
+        chosen = read_json(path).get("chosen") if path.exists() else None
+        if chosen is None:
+            raise ValueError(f"--code best: {path} names no code chosen on val; give the number of a code")
+        return chosen
+    number = wanted.removeprefix("code ")
+    if not re.fullmatch("[0-9]+", number):
+        raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
+    return f"code {int(number)}"
+
+
+def reply(args, model, enc, suffix, folder):
+    """What --ask prints or writes."""
+    rows = read_questions(args.ask)
+    many = args.ask.endswith(".jsonl")
+    if not many and args.code is None:
+        print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
+        return
+    arm = "on" if args.code is None else code_arm(args.code, folder, model)
+    if args.out:
+        plumbing.check_writable(Path(args.out))  # before the work, not after it
+    answers = serve(model, enc, rows, arm, args.max_new_tokens, args.batch_size, suffix)
+    if not many:
+        print(answers[0]["answer"])
+    elif args.out:
+        plumbing.write_records(Path(args.out), answers)
+        print(f"{len(answers)} answers: {args.out}")
+    else:
+        for record in answers:
+            print(json.dumps(record))
+
+
+def arm_name(text):
+    """One of --arms."""
+    if re.fullmatch("code [0-9]+", text):
+        return f"code {int(text.removeprefix('code '))}"
+    if text not in (*ARMS, "each"):
+        raise argparse.ArgumentTypeError(f"invalid choice: {text!r} (choose from {', '.join(ARMS)}, each, "
+                                         '"code 0", "code 1", ...)')
+    return text
+
+
+def results_file(folder, data, split):
+    """Where the records go: eval-DATA-SPLIT.jsonl; a longer name if other data have taken that one."""
+    flat = re.sub(r"[/\\]", "-", split)
+    name = f"eval-{Path(data).name}-{flat}"
+    taken = folder / f"{name}.json"
+    if taken.exists():
+        before = read_json(taken)
+        if (before.get("data", data), before.get("split", split)) != (data, split):
+            name += "-" + hashlib.sha256(f"{data} {split}".encode()).hexdigest()[:8]
+    return folder / f"{name}.jsonl"
+
+
 def load_run(path):
     """A run's folder or ckpt.pt -> (model, encoding, ids that end every prompt (pause), flags)."""
     path = Path(path)
@@ -273,14 +412,18 @@ def load_run(path):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder made by train.py, or its ckpt.pt")
-    parser.add_argument("--ask", metavar="QUESTION", help="print the answer to one question, codes on and off")
+    parser.add_argument("--ask", metavar="QUESTION", help="print the answer to one question, codes on and off; or "
+                        "FILE.jsonl: answer all questions of a file")
+    parser.add_argument("--code", help="of --ask: answer with this code everywhere; its number, or best (on val)")
+    parser.add_argument("--out", metavar="FILE", help="of --ask FILE.jsonl: write the answers there, do not print them")
     parser.add_argument("--data", help="as in train.py (default: what the run was trained on)")
     parser.add_argument("--split", default="test", help="split of the data (default: test)")
     parser.add_argument("--rows", type=int, default=0, help="problems; 0 = all of the split")
-    parser.add_argument("--arms", nargs="+", default=ARMS, choices=(*ARMS, "each"), help="what happens to the codes")
+    parser.add_argument("--arms", nargs="+", default=ARMS, type=arm_name, help="what happens to the codes")
     parser.add_argument("--generate", action=argparse.BooleanOptionalAction, default=True,
                         help="generate and grade answers, not only score their likelihood")
     parser.add_argument("--max_new_tokens", type=int, default=320, help="longest answer generated")
@@ -292,31 +435,39 @@ def main(argv=None):
         if min(args.rows, args.seed) < 0 or min(args.batch_size, args.max_new_tokens) < 1:
             raise ValueError(f"--rows and --seed must be >= 0, --batch_size and --max_new_tokens >= 1, got "
                              f"{args.rows}, {args.seed}, {args.batch_size}, {args.max_new_tokens}")
+        if args.ask is None and (args.code is not None or args.out):
+            raise ValueError('--code and --out go with --ask; to grade the answers of a code: --arms "code 1"')
+        if args.out and not args.ask.endswith(".jsonl"):
+            raise ValueError(f"--out takes the answers to --ask FILE.jsonl, got --ask {args.ask!r}")
         device, _ = plumbing.find_device(args.device)
         model, enc, suffix, flags = load_run(args.run)
         model.to(device).eval()
-        data = args.data or flags["data"]
+        run = Path(args.run)
+        folder = run if run.is_dir() else run.parent
         with plumbing.precision(flags["dtype"], device):  # as it was trained
             if args.ask is not None:
-                print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
+                reply(args, model, enc, suffix, folder)
                 return
+            data = args.data or flags["data"]
+            if data not in DATASETS:
+                data = str(Path(data).resolve())
+            out = results_file(folder, data, args.split)
             rows = load_rows(data, args.split, args.rows or None)
             val = choosing_rows(data, len(rows)) if "each" in args.arms else ()
             summary, records = evaluate(model, enc, rows, args.arms, args.generate, args.max_new_tokens,
                                         args.batch_size, args.seed, suffix, val)
             if data in LINES and args.generate and "each" in args.arms:
                 summary["handles"] = follow_plans(model, enc, rows, args.max_new_tokens, seed=args.seed)
-        run = Path(args.run)
-        out = (run if run.is_dir() else run.parent) / f"eval-{Path(data).name}-{args.split}.jsonl"
+        # Printed before it is written: what a full disk or a read-only folder takes is the files alone.
+        print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
+        print(table({flags["method"]: summary}))
+        if "handles" in summary:
+            print(describe(summary["handles"]))
+        summary |= {"data": data, "split": args.split}
         plumbing.write_records(out, records)
         plumbing.write_text(out.with_suffix(".json"), json.dumps(summary, indent=1))
-    print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
-    print(table({flags["method"]: summary}))
-    if "handles" in summary:
-        print(describe(summary["handles"]))
-    print(f"records: {out}")
+        print(f"records: {out}")
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     main()

@@ -13,10 +13,10 @@ answers.jsonl (the evaluation).
 
 import argparse
 import dataclasses
+import functools
 import json
 import math
 import os
-import signal
 import sys
 import time
 from datetime import timedelta
@@ -36,6 +36,7 @@ from eval import ARMS, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
+LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
 # A path's codes must part fast, and last: the prior would punish that.
@@ -58,7 +59,7 @@ def parse(argv):
     flag("method", "dlr", "dlr; controls: static (one code), random_router (untrained router), frozen "
          "(untrained LM), sft (no codes); pretrain: a base model", choices=METHODS)
     flag("data", "wordproblems", f"one of {', '.join(DATASETS)}, or a folder of train.jsonl, val.jsonl, test.jsonl")
-    flag("init_from", "base", "base (embedded), scratch, a .pt checkpoint, or a Hugging Face folder")
+    flag("init_from", "base", "base (embedded), scratch, a run's folder, a .pt checkpoint, or a Hugging Face folder")
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
     flag("resume", False, "go on with the run in --out, under its own flags")
     flag("tiny", False, "a short version: few rows, steps and test problems")
@@ -113,8 +114,8 @@ def parse(argv):
                 "max_new_tokens", "save_every")
     for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
-        if not 0 <= value < math.inf or (value == 0 and low == "> 0"):
-            raise ValueError(f"--{name} must be finite and {low}, got {value}")
+        if not 0 <= value < LARGEST or (value == 0 and low == "> 0"):
+            raise ValueError(f"--{name} must be finite and {low}, got {value} (it must be below 2^31)")
     if not 0 <= args.seed < 2**31 or args.eval_rows < -1 or not args.switch_cost >= 0:
         raise ValueError("--seed must be in 0..2^31-1, --eval_rows >= -1, --switch_cost >= 0, "
                          f"got {args.seed}, {args.eval_rows}, {args.switch_cost}")
@@ -158,17 +159,23 @@ def price_of_change(switch_cost, step, steps):
 
 
 def row_of(i, n_rows, seed):
-    """Which row is the i-th of a run: every epoch has its own order, which follows from seed and epoch."""
+    """Which row is the i-th of a run."""
     epoch, position = divmod(i, n_rows)
+    return int(order_of(epoch, n_rows, seed)[position])
+
+
+@functools.lru_cache(maxsize=1)  # made once an epoch: with millions of rows it takes as long as a step
+def order_of(epoch, n_rows, seed):
+    """The order of the rows in an epoch: every epoch has its own, which follows from seed and epoch."""
     generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
-    return int(torch.randperm(n_rows, generator=generator)[position])
+    return torch.randperm(n_rows, generator=generator)
 
 
 def train(args):
     """One run from start to end, its checkpoint in args.out. Returns (model, encoding, seconds)."""
     # Where to run.
     out = Path(args.out)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = plumbing.processes()
     device, why = plumbing.find_device(args.device)
     if world > 1 and not dist.is_initialized():  # started by torchrun
         dist.init_process_group(timeout=timedelta(days=1))  # others wait while process 0 evaluates
@@ -206,6 +213,10 @@ def train(args):
     steps = math.ceil(args.epochs * len(items) / args.batch_size)
     if steps == 0:
         raise ValueError(f"no two of the {len(rows)} rows fit the context together")
+    # The order of rows and the learning rate follow from these: a run goes on with what it was started on.
+    started_on = {"rows": len(items), "steps": steps, "sha256": plumbing.fingerprint(items)}
+    if saved:
+        plumbing.check_same_start(out, saved.get("started_on", started_on), started_on)
     say(f"{args.method} on {args.data}: {len(items)} rows ({left_out} longer than the context left out), "
         f"{steps} steps of {args.batch_size}, {sum(p.numel() for p in model.parameters()):,} parameters")
 
@@ -237,10 +248,10 @@ def train(args):
 
     if rank == 0:
         log = plumbing.open_folder(out, args, enc.name, step)  # metrics.jsonl, cut back to `step`
-    interrupted = []  # Ctrl-C ends the step, saves and leaves; a second one leaves at once
+    interrupted = []  # Ctrl-C or SIGTERM ends the step, saves and leaves; a second one leaves at once
     if world == 1:
-        signal.signal(signal.SIGINT, lambda *_: sys.exit(130) if interrupted else interrupted.append(1))
-    last = step == steps  # of the budget, or as the user has interrupted
+        plumbing.note_signals(interrupted)
+    last = step >= steps  # of the budget, or as the user has interrupted
     bar = tqdm(total=steps, initial=step, desc=args.method, disable=rank > 0 or None, dynamic_ncols=True)
     while not last:
         start = time.time()
@@ -288,7 +299,7 @@ def train(args):
         optimizer.zero_grad(set_to_none=True)
         step += 1
         seconds += time.time() - start
-        last = step == steps or bool(interrupted)
+        last = step >= steps or bool(interrupted)
 
         # log, show, save
         if usage is not None:
@@ -304,10 +315,9 @@ def train(args):
                 plumbing.write_checkpoint(ckpt, {
                     "config": dataclasses.asdict(model.config), "model": model.state_dict(),
                     "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds,
-                    "tokenizer": enc.name, "train": vars(args)})
+                    "started_on": started_on, "tokenizer": enc.name, "train": vars(args)})
         bar.update()
     bar.close()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     if interrupted:
         raise KeyboardInterrupt
     return model, enc, round(seconds, 3)
@@ -326,8 +336,9 @@ def run(args):
             arms, val = ("on", "off", "each"), choosing_rows(args.data, len(held_out))
         if args.generate:
             check_golds(held_out + val)
-    model, enc, seconds = train(args)  # the optimizer's memory is free again after it
-    if int(os.environ.get("RANK", 0)) > 0:
+    with plumbing.signals_restored():  # train notes Ctrl-C
+        model, enc, seconds = train(args)  # the optimizer's memory is free again after it
+    if plumbing.processes()[0] > 0:
         return None
     if args.method == "pretrain":  # a base checkpoint is the plain language model in bfloat16
         plumbing.save_base(model, out / "base.pt")
@@ -346,18 +357,20 @@ def run(args):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     with plumbing.one_line_errors("train.py"):
         args = parse(sys.argv[1:] if argv is None else argv)
         try:
-            runs = {args.method: run(args)}
-            if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
-                sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
-                runs["sft"] = run(sft)
+            with plumbing.alone_in(args.out):
+                runs = {args.method: run(args)}
+                if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
+                    sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
+                    runs["sft"] = run(sft)
         except KeyboardInterrupt:
             if (Path(args.out) / "config.json").exists():
                 print(f"interrupted; go on with: python train.py --resume --out {args.out}")
             raise  # exit status 130
-    if int(os.environ.get("RANK", 0)) > 0:
+    if plumbing.processes()[0] > 0:
         return
     runs = {name: result for name, result in runs.items() if result}
     if runs:
@@ -366,7 +379,9 @@ def main(argv=None):
         if "handles" in summary:
             print(describe(summary["handles"]))
     if len(runs) == 2:
-        (summary, dlr), (_, sft) = runs.values()  # records, problem by problem the same
+        (summary, dlr), (_, sft) = runs.values()
+        if [r["question"] for r in dlr] != [r["question"] for r in sft]:
+            sys.exit(plumbing.fail("train.py", "dlr and sft answered different problems: the data have changed"))
         arm = summary.get("chosen", "on")
         a, b = [r[arm] for r in dlr], [r["off"] for r in sft]
         tokens = [r["tokens"] for r in dlr]
@@ -379,7 +394,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal's encoding must not end a run
     main()
     if dist.is_initialized():
         dist.destroy_process_group()

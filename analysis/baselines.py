@@ -193,17 +193,18 @@ def run(args):
 
 def main(argv=None):
     method, *flags = sys.argv[1:] if argv is None else argv or [""]
+    plumbing.safe_output()
     with plumbing.one_line_errors("baselines.py"):
         if method not in ("pause", "tokenassorted") or {"--resume", "--method"} & {*flags}:
             raise ValueError(f"pause or tokenassorted comes first, then flags of train.py without --method "
                              f"and --resume; got {' '.join([method, *flags])!r}")
         args = train.parse(["--method", "sft", *flags])
         args.method, args.out = method, args.out.replace("runs/sft-", f"runs/{method}-")
-        run(args)
+        with plumbing.alone_in(args.out):
+            run(args)
 
 
 if __name__ == "__main__":
     if not sys.argv[1:] or sys.argv[1] in ("-h", "--help"):
         sys.exit(__doc__)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     main()

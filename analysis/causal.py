@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from analysis.labels import label_rows  # noqa: E402
 from analysis.routing import codes_of_answer_tokens, ngram_purity, routing  # noqa: E402
-from data.plumbing import find_device, one_line_errors, precision, write_text  # noqa: E402
+from data.plumbing import find_device, one_line_errors, precision, safe_output, write_text  # noqa: E402
 from data.tokens import collate, encode_row, end_token, load_rows  # noqa: E402
 from eval import arm_codes, bootstrap, by_length, check_golds, decode, grade, load_run  # noqa: E402
 
@@ -402,6 +402,7 @@ def findings(result):
 
 
 def main(argv=None):
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder made by train.py")
@@ -431,5 +432,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     main()

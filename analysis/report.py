@@ -25,7 +25,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis.causal import ARMS
-from data.plumbing import find_device, one_line_errors, write_text
+from data.plumbing import find_device, one_line_errors, safe_output, write_text
 from data.tokens import encode_row, end_token, load_rows
 from dlr import KVCache
 from eval import MAX_EACH, answer, check_golds, each_code, grade, load_run
@@ -464,6 +464,7 @@ document.querySelectorAll(".problem").forEach((problem, number) => {
 
 
 def main(argv=None):
+    safe_output()
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", help="folder made by train.py")
@@ -480,5 +481,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character must not end a run
     main()

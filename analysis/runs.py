@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 from analysis import modes  # noqa: E402
 from data import plumbing  # noqa: E402
-from data.files import read_jsonl  # noqa: E402
+from data.files import read_json, read_jsonl  # noqa: E402
 from data.modes import LINES  # noqa: E402
 from eval import bootstrap  # noqa: E402
 
@@ -171,6 +171,27 @@ def read_lines(path):
     return [item for _, item in read_jsonl(path)]
 
 
+def compare(folders):
+    """
+    Lines of finished runs, each labelled by its folder. All must have answered the same problems, in tokens
+    of the same tokenizer: the table pairs them problem by problem.
+    """
+    lines, problems = [], {}
+    for folder in folders:
+        summary = read_json(Path(folder, "summary.json"))
+        records = read_lines(Path(folder, "answers.jsonl"))
+        if "train_seconds" not in summary or summary["rows"] != len(records):
+            raise ValueError(f"--compare: {folder}/summary.json is not what train.py wrote beside answers.jsonl")
+        problems[folder] = [(r["question"], r["gold"], r["tokens"]) for r in records]
+        first = folders[0]
+        if problems[folder] != problems[first]:
+            raise ValueError(f"--compare: {first} and {folder} were evaluated on different problems, or with different "
+                             f"tokenizers ({len(problems[first])} and {len(records)} problems)")
+        # A row is one run. Runs of different seeds are paired, too: by problem alone.
+        lines.append({"label": folder, "seed": 0, **read_run(Path(folder))})
+    return lines
+
+
 def load(name):
     path = HERE / "results" / f"{name}.jsonl"
     return read_lines(path) if path.exists() else []
@@ -220,7 +241,7 @@ def table(lines, reference=None):
 
     def difference(group, arm, other, other_arm, read, weights, form):
         seeds = sorted(group.keys() & other.keys())
-        if not seeds:
+        if not seeds or (read is verdicts and "strict" not in other[seeds[0]]):
             return ""
         a, b = [read(group[s], arm) for s in seeds], [read(other[s], other_arm) for s in seeds]
         return "{:+{f}} [{:+{f}}, {:+{f}}]".format(*over_seeds(a, b, weights), f=form)
@@ -269,21 +290,18 @@ def verdicts(line, arm):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", nargs="?", choices=[*EXPERIMENTS], help="the experiment")
     parser.add_argument("--seeds", type=int, nargs="+", help="only these (default: all of the experiment)")
     parser.add_argument("--labels", nargs="+", help="only these settings (default: all)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once")
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured, run nothing")
-    parser.add_argument("--reference", help="label of the runs that the others are compared with (default: the first)")
+    parser.add_argument("--reference", help="label, or folder, that the others are compared with (default: the first)")
     parser.add_argument("--compare", nargs="+", metavar="RUN", help="folders of finished runs, instead of NAME")
     args = parser.parse_args(argv)
     if args.compare:
-        lines = []
-        for folder in map(Path, args.compare):
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            lines.append({"label": config["method"], "seed": config["seed"], **read_run(folder)})
-        print(table(lines, args.reference))
+        print(table(compare(args.compare), args.reference))
         return
     if not args.name:
         parser.error("give the NAME of an experiment, or --compare RUN RUN ...")
@@ -309,6 +327,5 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="replace")  # a terminal that has no ± must not end a measurement
     with plumbing.one_line_errors("runs.py"):
         main()

@@ -45,4 +45,5 @@ def check_golds(rows):
         try:
             grade("", row["final"])
         except ValueError as e:
-            raise ValueError(f"{row.get('where', f'row {i}')}: {e}") from e
+            raise ValueError(f"{row.get('where', f'row {i}')}: {e}; --no-generate grades nothing, "
+                             "it measures likelihood alone") from e

@@ -5,16 +5,25 @@ absent, checkpoints, and models filled with weights.
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
+import signal
 import sys
+import threading
+from array import array
 from pathlib import Path
 
 import torch
 
 from data.tokens import load_encoding
 from dlr import GPT, GPTConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
 CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
@@ -45,9 +54,9 @@ def load_model(saved, **overrides):
 def open_model(source, block_size=None, **overrides):
     """
     (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
-    a Hugging Face folder; or a checkpoint, its path or load_checkpoint's dict. block_size may shorten
-    a folder's long context; a checkpoint keeps its own. overrides: see build; chunk 0 is one code for
-    the whole row.
+    a Hugging Face folder; a run's folder; or a checkpoint, its path or load_checkpoint's dict.
+    block_size may shorten a Hugging Face model's long context; a checkpoint keeps its own. overrides:
+    see build; chunk 0 is one code for the whole row.
     """
     if source == "scratch":
         enc = load_encoding("wordproblems")
@@ -55,6 +64,8 @@ def open_model(source, block_size=None, **overrides):
             overrides["chunk"] = block_size
         return GPT(GPTConfig(enc.n_vocab, block_size, **BASE_SHAPE, **overrides)), enc
     source = BASE if source == "base" else source
+    if not isinstance(source, dict) and Path(source, "ckpt.pt").is_file():  # a run's folder
+        source = Path(source, "ckpt.pt")
     if not isinstance(source, dict) and Path(source).is_dir():
         enc = load_encoding(source)
         model = GPT.from_pretrained(source, block_size=block_size, **overrides)
@@ -102,6 +113,22 @@ def build(config, weights, source, **overrides):
     return model
 
 
+def fingerprint(items):
+    """A sha256 of tokenised rows, (ids, n_prompt) each, and of their order."""
+    digest = hashlib.sha256()
+    for ids, n_prompt in items:
+        digest.update(array("q", [len(ids), n_prompt, *ids]))
+    return digest.hexdigest()
+
+
+def check_same_start(out, then, now):
+    """ValueError if a run would go on with other rows or steps than those that it was started on."""
+    if then != now:
+        was, there_is = (f"{x['rows']} rows, {x['steps']} steps (sha256 {x['sha256'][:12]})" for x in (then, now))
+        raise ValueError(f"--resume: the training data are not those that {out} was started on: {was} then, "
+                         f"{there_is} now; put them back, or start a new run")
+
+
 def write_checkpoint(path, state):
     write(path, lambda tmp: torch.save(state, tmp))
 
@@ -131,6 +158,84 @@ def precision(dtype, device):
         has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         dtype = "bfloat16" if has_bfloat16 else "float32"
     return torch.autocast(device, torch.bfloat16) if dtype == "bfloat16" else contextlib.nullcontext()
+
+
+def processes():
+    """(rank, world): this is process `rank` of `world`, as torchrun says; without it 0 of 1."""
+    rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    if not (rank.isdecimal() and world.isdecimal() and int(rank) < int(world)):
+        raise ValueError(f"the environment has RANK={rank}, but WORLD_SIZE={world} (1 if it is not set): torchrun "
+                         "sets both; unset them for a run of one process")
+    return int(rank), int(world)
+
+
+def safe_output():
+    """
+    From now on printing ends no run: a terminal may lack a character, a notebook's output has no
+    encoding to set, a closed or missing one gets nothing.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None or getattr(stream, "closed", False):
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif name == "stdout" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)  # Ctrl-C, and what kill and batch systems send
+
+
+def note_signals(noted):
+    """From now on Ctrl-C and SIGTERM are added to the list `noted`; a second one leaves at once."""
+    def note(number, frame):
+        if noted:
+            sys.exit(130)
+        noted.append(number)
+
+    if threading.current_thread() is threading.main_thread():  # Python allows it in no other
+        for number in SIGNALS:
+            signal.signal(number, note)
+
+
+@contextlib.contextmanager
+def signals_restored():
+    """Afterwards Ctrl-C and SIGTERM do what they did before."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def alone_in(out):
+    """
+    A run's folder, made if it is missing, for this process alone: two would mix their files. The lock
+    is on the folder itself and the system's, so that it ends with the process, however that ends.
+    """
+    rank, _ = processes()
+    if rank > 0 or fcntl is None:  # torchrun's first process holds it for all
+        yield
+        return
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(out, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"--out {out}: another process is at work in this folder") from None
+        except OSError:
+            pass  # a network file system without locks
+        try:
+            yield
+        finally:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # only if nothing was written
+    finally:
+        os.close(folder)
 
 
 @contextlib.contextmanager
@@ -182,6 +287,18 @@ def write(path, save):
         raise OSError(f"cannot write {path}: {e}") from e
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def check_writable(path):
+    """OSError now, before the work, where `write` would fail after it."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError("it is a folder")
+        tmp.touch()
+        tmp.unlink()
+    except OSError as e:
+        raise OSError(f"cannot write {path}: {e}") from e
 
 
 def write_text(path, text):

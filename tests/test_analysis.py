@@ -313,3 +313,51 @@ def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
     assert calls[:2] == [["--resume", "--out", str(cut)], ["--method", "sft", "--seed", "1"]]
     runs.main(["toy", "--table"])
     assert "| dlr, x | 1 |" in capsys.readouterr().out
+
+
+def finished(folder, verdicts, summary=(), method="sft", **record):
+    """A finished run's folder, with seed 0."""
+    folder.mkdir()
+    answers = [{"question": f"{i}?", "gold": "1", "tokens": 2, **record,
+                "off": {"nll": 1.0 + i, "way": "short", "strict": bool(right)}} for i, right in enumerate(verdicts)]
+    about = {"rows": len(answers), "arms": {"off": {}}, "train_seconds": 1.0, **dict(summary)}
+    (folder / "config.json").write_text(json.dumps({"method": method, "seed": 0}))
+    (folder / "summary.json").write_text(json.dumps(about))
+    (folder / "answers.jsonl").write_text("".join(json.dumps(a) + "\n" for a in answers))
+    (folder / "metrics.jsonl").write_text("{}\n" * 7)
+
+
+def test_own_runs_are_told_apart_by_their_folders(tmp_path, monkeypatch, capsys):
+    """Broken if one of two runs of a method and seed vanished, or a graded and an ungraded one crashed."""
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "a", [0, 0, 1, 1])
+    finished(tmp_path / "b", [1, 1, 1, 1])
+    finished(tmp_path / "c", [])
+    for name in ("summary.json", "answers.jsonl"):  # of --no-generate
+        text = (tmp_path / "a" / name).read_text()
+        (tmp_path / "c" / name).write_text(text.replace('"strict"', '"other"'))
+    runs.main(["--compare", "a", "b", "c"])
+    rows = [[cell.strip() for cell in line.split("|")[1:]] for line in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[0] for row in rows] == ["a", "b", "c"] and [row[3] for row in rows] == ["50.0", "100.0", ""]
+    assert rows[1][4].startswith("+50.0 [") and rows[2][7] == "+0.0000 [+0.0000, +0.0000]"
+    runs.main(["--compare", "a", "b", "--reference", "b"])
+    assert "-50.0 [" in capsys.readouterr().out
+    runs.main(["--compare", "c", "a"])
+    assert "| a | 1 |  | 50.0 |  |" in capsys.readouterr().out, "nothing graded to compare with"
+
+
+@pytest.mark.parametrize("spoil, words", [
+    ({"question": "Others?"}, "different problems, or with different tokenizers .4 and 4 problems"),
+    ({"tokens": 3}, "different tokenizers"), ({"gold": "2"}, "different problems"),
+    ({"verdicts": [0, 1]}, "4 and 2 problems"),
+    ({"summary": {"rows": 300}}, "b/summary.json is not what train.py wrote")])
+def test_runs_that_do_not_match_are_not_compared(tmp_path, monkeypatch, spoil, words):
+    """Broken if different problems were paired, with an interval, or another evaluation passed for the run's."""
+    monkeypatch.chdir(tmp_path)
+    finished(tmp_path / "a", [0, 0, 1, 1])
+    finished(tmp_path / "b", **{"verdicts": [1, 1, 1, 1], **spoil})
+    with pytest.raises(ValueError, match=words):
+        runs.main(["--compare", "a", "b"])
+    (tmp_path / "b" / "summary.json").write_text(json.dumps({"rows": 4, "arms": {}, "data": "d", "split": "test"}))
+    with pytest.raises(ValueError, match=r"b/summary\.json is not what train.py wrote"):  # of eval.py
+        runs.main(["--compare", "a", "b"])

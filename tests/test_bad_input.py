@@ -86,6 +86,9 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("no such choice", "train.py", "rl.*choose from.*dlr", t("--method", "rl")),
     ("lr a word", "train.py", "--lr.*'x'", t("--lr", "x")),
     ("lr nan", "train.py", "--lr must be finite and > 0, got nan", t("--lr", "nan")),
+    *((f"{name} beyond float32", "train.py", rf"--{name} must be finite.*1e\+39", t(f"--{name}", "1e39"))
+      for name in ("lr", "code_lr", "temperature", "alpha_policy", "alpha_reg", "epochs")),
+    ("n_rollouts beyond torch", "train.py", "--n_rollouts must be finite", t("--n_rollouts", str(10**30))),
     ("batch not a multiple", "train.py", "--batch_size must be a multiple.*6, 4 and 1",
      t("--batch_size", "6", "--grad_accum", "4")),
     ("eval_rows negative", "train.py", "--eval_rows >= -1.*, -2", t("--eval_rows", "-2")),
@@ -109,6 +112,8 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
         "test.jsonl", {**ROW, "answer": "#### 7/2"}, t("--generate"))),
     ("a word for gold", "eval.py", r"test\.jsonl:1: the gold answer .*'three'", bad_file(
         "test.jsonl", {**ROW, "answer": "#### three"}, e("--generate", "--data", "."))),
+    ("a text for gold", "train.py", "'Paris'; --no-generate", bad_file(
+        "test.jsonl", {**ROW, "answer": "#### Paris"}, t("--generate"))),
     # checkpoints
     ("no checkpoint", "train.py", r"none\.pt", t("--init_from", "{d}/none.pt")),
     ("cut", "train.py", r"base\.pt: not a readable", bad_file("base.pt", BASE.read_bytes()[:4000], t())),
@@ -122,7 +127,7 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
      t("--init_from", "{d}/coded.pt", "--chunk", "2")),
     ("tokenizer gone", "train.py", "/gone", base(lambda s: {**s, "tokenizer": "/gone"})),
     # Hugging Face folders; all their faults are in test_pretrained.py and test_tokenizers.py
-    ("no model", "train.py", r"tokenizer\.json", t("--init_from", "{d}/run")),
+    ("no model", "train.py", r"tokenizer\.json", t("--init_from", "{d}")),
     ("weights cut", "train.py", r"model\.safetensors: not a readable", bad_file(
         "hf/model.safetensors", b"\x09", HF)),
     # runs to resume
@@ -138,6 +143,22 @@ CASES = [  # what is wrong, the script, a pattern of the error, make
     ("eval rows", "eval.py", "--rows .*-1", e("--rows", "-1")),
     ("ask nothing", "eval.py", "--ask: the question is empty", e("--ask", " ")),
     ("ask too much", "eval.py", "block_size", e("--ask", "Why? " * 500)),
+    ("ask too much of a code", "eval.py", "--ask: .*block_size", e("--ask", "Why? " * 500, "--code", "1")),
+    ("ask a file that is not there", "eval.py", r"none\.jsonl", e("--ask", "none.jsonl")),
+    ("ask an empty file", "eval.py", r"asked\.jsonl has no questions", bad_file(
+        "asked.jsonl", b"\n", e("--ask", "asked.jsonl"))),
+    ("ask a file without questions", "eval.py", r"asked\.jsonl:1: 'question' is missing", bad_file(
+        "asked.jsonl", {"query": "Why?"}, e("--ask", "asked.jsonl"))),
+    ("ask a file too much", "eval.py", r"asked\.jsonl:1: .*block_size", bad_file(
+        "asked.jsonl", {"question": "Why? " * 500}, e("--ask", "asked.jsonl"))),
+    ("answers into nowhere", "eval.py", "cannot write nowhere/out", bad_file(
+        "asked.jsonl", ROW, e("--ask", "asked.jsonl", "--out", "nowhere/out"))),
+    ("out for one question", "eval.py", r"--out takes .*\.jsonl, got --ask 'Why\?'", e("--ask", "Why?", "--out", "x")),
+    ("code without a question", "eval.py", "--code and --out go with --ask", e("--code", "1")),
+    ("no such code", "eval.py", "no code 5: this model has codes 0 to 4", e("--ask", "Why?", "--code", "5")),
+    ("no such arm", "eval.py", "no code 5: this model has codes 0 to 4", e("--arms", "code 5")),
+    ("code a word", "eval.py", "--code must be best or .*'first'", e("--ask", "Why?", "--code", "first")),
+    ("no best code", "eval.py", r"--code best: .*summary\.json names no code", e("--ask", "Why?", "--code", "best")),
     ("no problems", "wordproblems.py", "n=0 problems", lambda d: ["--n", "0"]),
     ("seven steps", "wordproblems.py", r"ops \(3, 7\) must be .* <= 6", lambda d: ["--ops", "3", "7"]),
     ("no digits", "arithmetic.py", "digits=0", lambda d: ["--digits", "0"]),

@@ -1,5 +1,6 @@
 """eval.py: grading, arms, statistics, and what a run's folder must hold to be used anywhere."""
 
+import json
 import math
 import re
 from decimal import Decimal
@@ -252,3 +253,138 @@ def test_ask_shows_the_code_before_each_chunk():
     off = ENC.decode(model.generate([prompt], 9, "off", end_token(ENC))[0]).strip()
     assert f"answer with codes on:\n{ENC.decode(new).strip()}\n" in text
     assert f"answer with codes off:\n{off}\n" in text
+
+
+# ---- the choice of a code, and its use -----------------------------------------------------------
+
+
+def on_val(right, nats):
+    """What evaluate returns for two codes: right = their verdicts, "0110..."."""
+    arms, records = {}, [{"code 0": {}, "code 1": {}} for _ in right[0]]
+    for code, (digits, nat) in enumerate(zip(right, nats)):
+        arms[f"code {code}"] = {"nats": nat, "strict": digits.count("1") / len(digits)}
+        for record, digit in zip(records, digits):
+            record[f"code {code}"] = {"strict": digit == "1"}
+    return {"rows": len(records), "arms": arms}, records
+
+
+def test_accuracy_chooses_a_code_and_within_noise_likelihood_does():
+    """Broken if one lucky problem outweighed likelihood, or likelihood a clear difference in accuracy."""
+    clear = on_val(["1" * 31 + "0" * 69, "0" * 98 + "11"], nats=[0.3, 0.1])
+    assert evaluation.choose(*clear)[0] == "code 0"
+    lucky = on_val(["11" + "0" * 98, "1" + "0" * 99], nats=[0.9, 0.1])  # 2 against 1 right of 100
+    chosen, choice = evaluation.choose(*lucky)
+    assert chosen == "code 1" and choice["rivals"] == ["code 0", "code 1"]
+    assert choice["scores"]["code 0"] == {"nats": 0.9, "strict": 0.02}
+    said = [evaluation.describe_choice(*evaluation.choose(*case)) for case in (clear, lucky)]
+    assert said == ["31.0 against 2.0 % of 100",
+                    "0.1000 against 0.9000 nats/token of 100; 1.0 against 2.0 % is within noise"]
+    # the same counts of 30 and 20 %: paired, ten problems more are clear; torn apart, they are noise
+    assert evaluation.choose(*on_val(["1" * 30 + "0" * 70, "1" * 20 + "0" * 80], [0.9, 0.1]))[0] == "code 0"
+    apart = on_val(["1" * 30 + "0" * 70, "0" * 80 + "1" * 20], [0.9, 0.1])
+    assert evaluation.choose(*apart)[0] == "code 1"
+
+
+def test_the_scores_of_the_choice_are_kept_and_shown():
+    """Broken if the table marked the best code without a word on how much better it was on val."""
+    model, rows, val = make(), load_rows("wordproblems", "test", 3), load_rows("wordproblems", "val", 4)
+    summary, _ = evaluation.evaluate(model, ENC, rows, ["off", "each"], max_new_tokens=4, choose_on=val)
+    alone, _ = evaluation.evaluate(model, ENC, val, ["each"], max_new_tokens=4)
+    assert summary["choice"]["rows"] == 4
+    for arm, score in summary["choice"]["scores"].items():
+        assert score == {key: alone["arms"][arm][key] for key in ("nats", "strict")}
+    [marked] = [line for line in evaluation.table({"x": summary}).splitlines() if "best on val" in line]
+    assert re.search(r"<- best on val: .* of 4; 0\.0 against 0\.0 % is within noise$", marked)
+    del summary["choice"]  # of a run that was made before scores were kept
+    assert evaluation.table({"x": summary}).count("<- best on val") == 1
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run's folder, as train.py leaves it, whose code 2 was chosen on val."""
+    model, flags = make(), {"method": "dlr", "data": "wordproblems", "dtype": "float32"}
+    torch.save({"config": vars(model.config), "model": model.state_dict(), "tokenizer": "wordproblems",
+                "train": flags}, tmp_path / "ckpt.pt")
+    (tmp_path / "summary.json").write_text('{"chosen": "code 2"}')
+    return tmp_path
+
+
+QUESTIONS = ["What is 1 + 2?", "Mia had 12 shells. She found 7 more. How many had she then?", "Žofie?"]
+FEW = ["--max_new_tokens", "9", "--device", "cpu"]
+
+
+def ask_file(run, *flags):
+    """What eval.py --ask FILE.jsonl --out FILE writes."""
+    lines = [json.dumps({"question": f" {question} ", "id": 5}) for question in QUESTIONS]
+    (run / "asked.jsonl").write_text("\n\n".join(lines) + "\n")
+    evaluation.main([str(run), "--ask", str(run / "asked.jsonl"), "--out", str(run / "out.jsonl"), *FEW, *flags])
+    return [json.loads(line) for line in (run / "out.jsonl").read_text().splitlines()]
+
+
+def test_a_file_of_questions_is_answered_under_one_code(run, capsys):
+    """Broken if --code answered with another code, lost the order, or best were not the one chosen on val."""
+    model, said = make(), set()
+    for flags, codes in (["--code", "best"], 2), (["--code", "0"], 0), (["--code", "code 4"], 4), ([], None):
+        answers = ask_file(run, *flags)
+        assert [record["question"] for record in answers] == QUESTIONS
+        for record in answers:
+            prompt = encode(ENC, PROMPT.format(question=record["question"]))
+            [new] = model.generate([prompt], 9, codes, end_token(ENC))
+            assert record == {"question": record["question"], "answer": ENC.decode(new).strip(), "final": None}
+        capsys.readouterr()
+        evaluation.main([str(run), "--ask", str(run / "asked.jsonl"), *FEW, *flags])
+        assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == answers
+        if flags:
+            evaluation.main([str(run / "ckpt.pt"), "--ask", QUESTIONS[1], *FEW, *flags])
+            assert capsys.readouterr().out.strip() == answers[1]["answer"]
+        said.add(str(answers))
+    assert len(said) == 4, "every code must bite"
+
+
+def test_the_final_answer_is_what_follows_the_first_mark(monkeypatch):
+    """Broken if a program that reads "final" got a later answer, blanks, or "" where there is none."""
+    texts = [" 1+2=3\n#### 3 ", "3", "no ####  ", "#### 18 #### 20"]
+    monkeypatch.setattr(evaluation, "answer", lambda *args: {"code 1": texts})
+    rows = [{"question": "?", "where": "here"}] * 4
+    served = evaluation.serve(make(), ENC, rows, "code 1")
+    assert [record["final"] for record in served] == ["3", None, None, "18 #### 20"]
+    assert served[0]["answer"] == "1+2=3\n#### 3"
+
+
+def test_one_code_can_be_graded(run, capsys):
+    """Broken if --arms "code 3" were refused, or graded another code."""
+    evaluation.main([str(run), "--arms", "off", "code 3", "--rows", "2", "--no-generate", *FEW])
+    assert "dlr code 3 " in capsys.readouterr().out
+    found = json.loads((run / "eval-wordproblems-test.json").read_text())
+    rows = load_rows("wordproblems", "test", 2)
+    expected, _ = evaluation.evaluate(make(), ENC, rows, ["off", "code 3"], generate=False)
+    assert found["arms"] == json.loads(json.dumps(expected["arms"]))
+
+
+# ---- results that are not lost -------------------------------------------------------------------
+
+
+def test_results_are_printed_although_they_cannot_be_written(run, capsys):
+    """Broken if a folder that takes no file also took the table, after all the work."""
+    (run / "eval-wordproblems-test.jsonl").mkdir()  # root may write into any folder
+    with pytest.raises(SystemExit) as stop:
+        evaluation.main([str(run), "--rows", "2", "--arms", "on", "off", "--no-generate", *FEW])
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and "dlr on " in said.out
+    assert "cannot write" in said.err and said.err.count("\n") == 1
+
+
+def test_results_of_other_data_are_not_overwritten(run, capsys):
+    """Broken if two folders of one name, or a split within a folder, shared a file or had none."""
+    for i, (folder, split) in enumerate([("a/rows", "test"), ("b/rows", "test"), ("a/rows", "sub/test")]):
+        path = run / folder / f"{split}.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"question": f"{i}?", "answer": f"#### {i}"}) + "\n")
+    for folder, split in [("a/rows", "test"), ("b/rows", "test"), ("a/rows", "sub/test"), ("a/rows", "test")]:
+        evaluation.main([str(run), "--data", str(run / folder), "--split", split, "--arms", "off", *FEW])
+    written = sorted(run.glob("eval-*.jsonl"))
+    assert len(written) == 3 and {run / "eval-rows-test.jsonl", run / "eval-rows-sub-test.jsonl"} < {*written}
+    for path in written:
+        about = json.loads(path.with_suffix(".json").read_text())
+        asked = json.loads((run / about["data"] / f"{about['split']}.jsonl").read_text())
+        assert json.loads(path.read_text())["question"] == asked["question"]

@@ -1,13 +1,17 @@
 """train.py end to end: the real script with tiny sizes, its methods, files and processes."""
 
 import gc
+import io
 import json
 import math
 import os
 import re
+import runpy
+import shlex
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -152,6 +156,22 @@ def test_every_epoch_shows_every_row_once_in_another_order(tmp_path, small, monk
     assert len({tuple(epoch) for epoch in epochs}) == 3
 
 
+def test_the_order_of_rows_is_made_once_an_epoch(monkeypatch):
+    """Broken if the order changed, so that old runs could not be repeated, or each row made it anew."""
+    def every_time(i, n_rows, seed):  # as it was first written
+        epoch, position = divmod(i, n_rows)
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        return int(torch.randperm(n_rows, generator=generator)[position])
+
+    for n_rows, seed in ((1, 0), (7, 0), (7, 3), (50, 2**31 - 1)):
+        expected = [every_time(i, n_rows, seed) for i in range(120)]
+        assert [train.row_of(i, n_rows, seed) for i in range(120)] == expected
+        assert train.row_of(5, n_rows, seed) == expected[5], "a resumed run starts anywhere"
+    made, randperm = [], torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda n, **more: made.append(n) or randperm(n, **more))
+    assert sorted(train.row_of(i, 1000, 9) for i in range(1000)) == list(range(1000)) and made == [1000]
+
+
 def test_the_learning_rate_warms_up_and_decays():
     """Broken if the schedule jumped, went below zero or ended before the last step."""
     rates = [train.learning_rate(step, 100) for step in range(100)]
@@ -277,6 +297,85 @@ def test_a_run_can_be_used_from_anywhere(tmp_path, small, monkeypatch, capsys):
     train.main([*flags[2:], "--data", str(tmp_path / "rows"), "--init_from", "moved/ckpt.pt",
                 "--out", "next"])  # trained on from the run, with its tokenizer
     assert Path("next/tokenizer.json").exists()
+
+
+def test_a_run_is_trained_on_from_its_folder(tmp_path, small):
+    """Broken if --init_from RUN, which eval.py understands, were no model, or another than its ckpt.pt."""
+    train.main([*small, "--epochs", "1", "--out", str(tmp_path / "first")])
+    for source in ("first", "first/ckpt.pt"):
+        out = str(tmp_path / f"next-{len(source)}")
+        train.main(["--init_from", str(tmp_path / source), *small[2:], "--epochs", "1", "--out", out])
+    assert steps(tmp_path / "next-5") == steps(tmp_path / "next-13")
+    assert steps(tmp_path / "next-5")[0]["loss"] != steps(tmp_path / "first")[0]["loss"]
+
+
+@pytest.mark.parametrize("rank, world", [("1", None), ("2", "2"), ("one", "2")])
+def test_a_leftover_rank_is_an_error(tmp_path, small, monkeypatch, capsys, rank, world):
+    """Broken if a process took itself for torchrun's second one: nothing trained, and not a word."""
+    monkeypatch.setenv("RANK", rank)
+    if world:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    with pytest.raises(SystemExit) as stop:
+        train.main([*small, "--out", str(tmp_path / "run")])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert f"RANK={rank}, but WORLD_SIZE={world or 1} " in error
+    assert not (tmp_path / "run").exists()
+
+
+class Notebook:
+    """What a notebook puts in the place of a terminal: it can be written to, and little more."""
+
+    def __init__(self):
+        self.text = ""
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def closed():
+    stream = io.StringIO()
+    stream.close()
+    return stream
+
+
+@pytest.mark.parametrize("stream", [Notebook, closed, lambda: None])
+def test_no_terminal_is_needed(tmp_path, small, monkeypatch, stream):
+    """Broken if a replaced, closed or missing stdout or stderr ended a run or left half of a folder."""
+    out = tmp_path / "run"
+    terminal = {name: stream() for name in ("stdout", "stderr")}
+    for script, *argv in (["train.py", *small[:-1], "4", "--out", str(out)],
+                          ["train.py", "--resume", "--out", str(out)],
+                          ["eval.py", str(out), "--no-generate", "--device", "cpu"],
+                          ["train.py", "--no-such-flag"]):
+        for name, replaced in terminal.items():
+            monkeypatch.setattr(sys, name, replaced)
+        monkeypatch.setattr(sys, "argv", [script, *argv])
+        try:
+            runpy.run_path(str(ROOT / script), run_name="__main__")  # as %run does
+        except SystemExit as stop:
+            assert stop.code == 2 and argv == ["--no-such-flag"]
+    assert json.loads((out / "summary.json").read_text())["rows"] == 4
+    assert json.loads((out / f"eval-{Path(small[3]).name}-test.json").read_text())["rows"] == 4
+    if stream is Notebook:
+        assert "dlr on" in terminal["stdout"].text and "no-such-flag" in terminal["stderr"].text
+
+
+def test_a_run_outlives_closed_descriptors(tmp_path, small):
+    """Broken if `train.py >&- 2>&-`, as a service starts it, failed or printed into a file of the run."""
+    command = shlex.join([sys.executable, str(ROOT / "train.py"), *small, "--epochs", "1", "--out", str(tmp_path)])
+    subprocess.run(["sh", "-c", f"{command} >&- 2>&-"], timeout=200, check=True)
+    assert len(steps(tmp_path)) == 4 and len(weights(tmp_path)) > 10
+
+
+def test_a_thread_can_train(tmp_path, small):
+    """Broken if a run outside of the main thread, where no signal can be caught, left half of a folder."""
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(train.main, [*small, "--epochs", "1", "--out", str(tmp_path)]).result()
+    assert len(steps(tmp_path)) == 4 and (tmp_path / "ckpt.pt").exists()
 
 
 def test_a_locale_without_utf8_changes_nothing(tmp_path):
