@@ -17,9 +17,11 @@ Training. Rows are prompt + answer, only the answer's tokens are labels. Each st
 sequences (search), keeps the one that makes the answer most likely (select), and trains language
 model, codebook and router (update). The search sees the answer, inference does not: so the router
 learns to predict the winner from the prefix. Picking 1 of N leaks at most log2 N bits of an answer.
+A second search, ours (select="path"), gives each chunk its own credit: the shortest path over codes.
 
 The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
-the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves.
+the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves (the path
+search C + 2).
 
 Letters in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T / K) chunks, C codes,
 H = n_embd, N candidates, V vocabulary, L labelled positions of the batch, hd = head_dim.
