@@ -54,17 +54,25 @@ LAYOUTS = {
     ],
     QWEN3_PATTERN: [{"type": "NFC"}, *_split_by(QWEN3_PATTERN)],
     LLAMA3_PATTERN: [None, *_split_by(LLAMA3_PATTERN)],
+    wordproblems.BPE_PATTERN: [None, *_split_by(wordproblems.BPE_PATTERN)],  # as we write it, tokenizer_json
 }
+# Where a folder lists its end tokens: as transformers, the first of these that does. The second is a
+# run's copy of the config.json of the model that it began with.
+END_LISTS = ("generation_config.json", "model_config.json", "config.json")
+# Beyond so many characters tiktoken's regular expressions may give up: it panics at a million steps.
+TIKTOKEN_MAX = 100_000
 
 
 def load_encoding(name):
     """
-    The tokenizer of a task or a model, for `encode`, `begin_token` and `end_token`.
+    The tokenizer of a task or a model, for `encode`, `begin_token`, `end_token` and `end_tokens`.
 
     name: "wordproblems", the small BPE stored in the repository; or the path of a tokenizer.json of
-    SmolLM2, Qwen3 or Llama-3, or of the folder with it.
+    SmolLM2, Qwen3 or Llama-3, or of the folder with it. What tiktoken has no place for is kept as two
+    attributes: `text_tokens`, see encode, and `listed_ends`, see end_tokens.
     """
     name = str(name)
+    text_tokens, listed_ends = {}, []
     if name == "wordproblems":
         with open(wordproblems.BPE_FILE, encoding="utf-8") as f:
             lines = [line.split() for line in f]
@@ -77,10 +85,14 @@ def load_encoding(name):
         spec = read_json(path)
         try:
             pattern, ranks, special = _read_tokenizer(spec)
+            text_tokens = _text_tokens(spec)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             family = "not a tokenizer of SmolLM2, Qwen3 or Llama-3"
             raise ValueError(f"{path}: {family}: {error}") from None
-    return tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+        listed_ends = list_ends(os.path.dirname(path))
+    enc = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
+    enc.text_tokens, enc.listed_ends = text_tokens, listed_ends
+    return enc
 
 
 def _read_tokenizer(spec):
@@ -122,6 +134,82 @@ def _read_tokenizer(spec):
     return pattern, {bytes(byte[char] for char in token): i for token, i in vocab.items()}, special
 
 
+def _text_tokens(spec):
+    """
+    What encode needs to find the added tokens of a parsed tokenizer.json that are not special:
+    {normalized: (regular expression, {text: id})} for those that are looked for in the text as it is
+    (False), and for those that are looked for after NFC (True).
+
+    The expression finds the special ones, too: the library passes over them, and so over what
+    overlaps with them. Of several that begin at one place the longest is taken.
+    """
+    nfc = spec["normalizer"] is not None
+    found = {}
+    for normalized in (False, True):
+        group = {}
+        for token in spec["added_tokens"]:
+            special = token.get("special", True)
+            if token.get("normalized", not special) == normalized:
+                text = token["content"]
+                if normalized and nfc:
+                    text = unicodedata.normalize("NFC", text)
+                group[text] = None if special else token["id"]
+                for flag in ("single_word", "lstrip", "rstrip"):
+                    if not special and token.get(flag):
+                        raise ValueError(f"its added token {text!r} has {flag}, which is not implemented")
+        ids = {text: i for text, i in group.items() if i is not None}
+        if ids:
+            longest_first = sorted(group, key=len, reverse=True)
+            found[normalized] = regex.compile("|".join(map(regex.escape, longest_first))), ids
+    return found
+
+
+def list_ends(folder):
+    """The end tokens that a model's folder lists, its eos_token_id as a list of ids; [] if it has none."""
+    for name in END_LISTS:
+        path = os.path.join(folder, name)
+        ids = read_json(path).get("eos_token_id") if os.path.isfile(path) else None
+        if ids is not None:
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(type(i) is int for i in ids):
+                raise ValueError(f"{path}: eos_token_id must be an integer or a list of them, got {ids!r:.60}")
+            return ids
+    return []
+
+
+def tokenizer_json(enc):
+    """
+    The tokenizer.json, as a dict, of a tokenizer of which every token of more than one byte is one
+    merge, such as the embedded one: load_encoding and the `tokenizers` library read it.
+    """
+    normalizer, *splitters, byte_level = LAYOUTS[enc._pat_str]
+    byte_level = {**byte_level, "trim_offsets": True}
+    ranks = enc._mergeable_ranks
+    alphabet = byte_alphabet()
+
+    def spell(token):
+        return "".join(alphabet[b] for b in token)
+
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) > 1:  # the merges before this one leave two parts of it
+            parts = [bytes([b]) for b in token]
+            while len(parts) > 2:
+                made = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+                i = made.index(min(made))
+                parts[i : i + 2] = [parts[i] + parts[i + 1]]
+            merges.append([spell(part) for part in parts])
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    return {
+        "version": "1.0",
+        "added_tokens": [{"id": i, "content": text, **flags} for text, i in enc._special_tokens.items()],
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*splitters, byte_level]},
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": {spell(token): i for token, i in ranks.items()}, "merges": merges},
+    }
+
+
 def byte_alphabet():
     """The characters that spell bytes 0-255 in a tokenizer.json; printable ones are themselves."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
@@ -135,8 +223,13 @@ def begin_token(enc):
 
 
 def end_token(enc):
-    """The id of the token after every answer: <|endoftext|>, Llama-3's <|end_of_text|>."""
+    """The id of the token after every answer in training: <|endoftext|>, Llama-3's <|end_of_text|>."""
     return enc.encode_single_token(LLAMA3_END if enc._pat_str == LLAMA3_PATTERN else END)
+
+
+def end_tokens(enc):
+    """The ids that end an answer that is generated: end_token's, then those that the model's folder lists."""
+    return list(dict.fromkeys([end_token(enc), *getattr(enc, "listed_ends", [])]))
 
 
 @functools.cache
@@ -146,15 +239,48 @@ def _missing_bytes(enc):
 
 def encode(enc, text):
     """
-    The token ids of `text`, in which special tokens count as plain text.
+    The token ids of `text`, in which special tokens count as plain text. An added token that is not
+    special, such as Qwen3's "</think>", is one id, as in the `tokenizers` library.
+    """
+    pieces = _split_added(enc, [text], normalized=False)
+    if enc._pat_str == QWEN3_PATTERN:
+        pieces = [p if isinstance(p, int) else unicodedata.normalize("NFC", p) for p in pieces]
+    ids = []
+    for piece in _split_added(enc, pieces, normalized=True):
+        ids += [piece] if isinstance(piece, int) else _encode_plain(enc, piece)
+    return ids
+
+
+def _split_added(enc, pieces, normalized):
+    """Texts (and ids) with the ids of added tokens in the place of these tokens, see _text_tokens."""
+    tokens = getattr(enc, "text_tokens", {})  # an Encoding of tiktoken's own has none
+    if normalized not in tokens:
+        return pieces
+    pattern, ids = tokens[normalized]
+    split = []
+    for piece in pieces:
+        if isinstance(piece, int):
+            split.append(piece)
+            continue
+        start = 0
+        for match in pattern.finditer(piece):
+            if match[0] in ids:
+                split += [piece[start : match.start()], ids[match[0]]]
+                start = match.end()
+        split.append(piece[start:])
+    return split
+
+
+def _encode_plain(enc, text):
+    """
+    The token ids of a text without added tokens.
 
     SmolLM2's vocabulary lacks 21 bytes, on which tiktoken panics. They are dropped after the text
-    is cut into pieces and before the merges, which is what the `tokenizers` library does.
+    is cut into pieces and before the merges, which is what the `tokenizers` library does. It panics
+    on some very long texts, too (a million blanks), so these are cut here as well.
     """
-    if enc._pat_str == QWEN3_PATTERN:
-        text = unicodedata.normalize("NFC", text)
     missing = _missing_bytes(enc)
-    if missing.isdisjoint(text.encode("utf-8", "replace")):
+    if len(text) <= TIKTOKEN_MAX and missing.isdisjoint(text.encode("utf-8", "replace")):
         return enc.encode_ordinary(text)
     ids = []
     for piece in regex.findall(enc._pat_str, text):
