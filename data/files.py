@@ -28,6 +28,8 @@ def parse(content, kind, path, line=None):
         where = f"{path}:{line or error.lineno}"
         reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
         raise ValueError(f"{where}: not JSON: {reason}") from None
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits; nested too deeply
+        raise ValueError(f"{where}: this JSON cannot be read: {error}") from None
     if not isinstance(value, kind):
         raise ValueError(f"{where}: expected {NAMES[kind]}, got {value!r:.60}")
     return value
@@ -57,6 +59,15 @@ def field(item, key, *kinds):
         expected = " or ".join(NAMES[kind] for kind in kinds)
         raise ValueError(f"{key!r} must be {expected}, got {item[key]!r:.60}")
     return item[key]
+
+
+def texts_field(item, key):
+    """item[key], which must be a list of strings."""
+    values = field(item, key, list)
+    for value in values:
+        if not isinstance(value, str):
+            raise ValueError(f"{key!r} must be strings, got {value!r:.60}")
+    return values
 
 
 def text_field(item, key):

@@ -17,21 +17,31 @@ def to_number(text):
     return Decimal(text) if number else None
 
 
+def is_number(gold):
+    """
+    Whether a gold answer is a number that the grader also reads in an answer: "$1,234.00" is, but
+    neither "1 000" nor "3, 5", with which no answer would be right.
+    """
+    written = re.fullmatch(rf"{NUMBER}[$,%.\s]*", gold, re.ASCII)
+    return written is not None and to_number(gold) is not None
+
+
 def grade(text, gold):
     """
-    Generated text against the gold answer: a number, a letter A-Z, or yes or no; only answers of
-    its kind are looked for. strict: the one right after the first "####" is right. flexible: the last
-    one anywhere is right. parsed: there is one after "####". A missing answer is wrong.
+    Generated text against the gold answer: a number, a letter A-Z, or yes or no (else ValueError);
+    only answers of its kind are looked for. strict: the one right after the first "####" is right.
+    flexible: the last one anywhere is right. parsed: there is one after "####". A missing answer is
+    wrong; one that is written as the gold answer is always right.
     """
     gold = str(gold).strip()
-    if to_number(gold) is not None:
+    if is_number(gold):
         pattern, value = NUMBER, to_number
     elif re.fullmatch("[A-Z]", gold):
         pattern, value = r"\b[A-Z]\b", str
     elif gold.lower() in ("yes", "no"):
         pattern, value = r"(?i:\byes\b|\bno\b)", str.lower
     else:
-        raise ValueError(f"the gold answer must be a number, a letter A-Z, yes or no, got {gold!r}")
+        raise ValueError(f"the gold answer must be a number (1000 or 1,000), a letter A-Z, yes or no, got {gold!r:.60}")
     first = re.match(rf"[ \t]*\(?({pattern})", text.partition("####")[2], re.ASCII)
     every = re.findall(pattern, text, re.ASCII)
     return {"strict": first is not None and value(first[1]) == value(gold),

@@ -1,6 +1,7 @@
 """
 ScienceQA, StrategyQA and CommonsenseQA from local copies of the published files; no download.
 
+    python data/qa.py                     # says which files to get, and where to put them
     load("scienceqa", "DIR", "train")     # rows: question, answer ("... #### B"), final ("B")
 
     name                 files read in the folder          rows of train / val / test
@@ -19,11 +20,15 @@ whatever the order or number of rows, a row keeps its split, and two rows with t
 (numbers aside) are on the same side.
 """
 
+import argparse
 import os
 import re
 import sys
+from pathlib import Path
 
-from data.files import field, read_json, read_jsonl, text_field, to_row
+if __name__ == "__main__":  # a script's own folder is on the path, the repository's root is not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data.files import field, read_json, read_jsonl, text_field, texts_field, to_row
 from data.wordproblems import side
 
 SPLITS = ("train", "val", "test")
@@ -84,7 +89,11 @@ def _scienceqa(folder, split):
     splits_path = _path("scienceqa", folder, "pid_splits.json")
     problems, splits = read_json(path), read_json(splits_path)
     rows = []
-    for pid in splits[split]:
+    try:
+        pids = texts_field(splits, split)
+    except ValueError as error:
+        raise ValueError(f"{splits_path}: {error}") from None
+    for pid in pids:
         if pid not in problems:
             raise ValueError(f"{splits_path}, {split!r}: {pid!r} is no id of problems.json")
         rows.append(to_row(scienceqa_row, problems[pid], f"{path}, problem {pid!r}"))
@@ -130,7 +139,7 @@ def scienceqa_row(problem):
     if field(problem, "image", str, type(None)):
         return None
     hint, question = field(problem, "hint", str).strip(), text_field(problem, "question")
-    choices, answer = field(problem, "choices", list), field(problem, "answer", int)
+    choices, answer = texts_field(problem, "choices"), field(problem, "answer", int)
     prompt = _multiple_choice(f"{hint}\n{question}".lstrip(), choices)
     if not 0 <= answer < len(choices):
         raise ValueError(f"'answer' must be an index into the {len(choices)} choices, got {answer}")
@@ -146,7 +155,7 @@ def strategyqa_row(item):
     decomposition, evidence.
     """
     question, answer = text_field(item, "question"), field(item, "answer", bool)
-    facts = field(item, "facts", list) if "facts" in item else []
+    facts = texts_field(item, "facts") if "facts" in item else []
     return _row(question, " ".join(fact.strip() for fact in facts), "yes" if answer else "no")
 
 
@@ -187,3 +196,17 @@ def _row(question, explanation, final):
 def _clean(text):
     """The text without what would be taken for the mark of the final answer: "####" becomes "# ###"."""
     return re.sub("#(?=###)", "# ", text.strip())
+
+
+def main(argv=None):
+    description = f"{__doc__}\nWhere they are published:\n\n"
+    for name, place in PUBLISHED.items():
+        folder = os.path.join(os.path.dirname(os.path.abspath(__file__)), name)
+        description += f"    {name}: {place}\n        put them in {folder}\n"
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.parse_args(argv)
+    parser.print_help()
+
+
+if __name__ == "__main__":
+    main()

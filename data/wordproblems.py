@@ -486,7 +486,8 @@ def masked(question):
 
 def side(question):
     """'test' (20 %), 'val' (10 %) or 'train' (70 %): the only splits that may hold this question with any numbers."""
-    bucket = hashlib.sha256(masked(question).encode()).digest()[0] % 10
+    text = masked(question).encode("utf-8", "replace")  # half a character, a lone surrogate, has no UTF-8
+    bucket = hashlib.sha256(text).digest()[0] % 10
     return "test" if bucket < 2 else "val" if bucket == 2 else "train"
 
 
