@@ -7,23 +7,39 @@ Hugging Face folders of Llama, SmolLM2, Llama 3.2 and Qwen3, read and written.
     codes.safetensors     ours: codebook, router and bigram, with their settings in its metadata
 
 Parameters are named as in GPT, with "model." before all but the head, so no table translates them.
+
+A trained run as such a folder, for transformers and all that reads its models:
+
+    python data/huggingface.py RUN FOLDER                # the plain LM, and the codes beside it
+    python data/huggingface.py RUN FOLDER --code best    # one code, folded in: the one chosen on val
+    python data/huggingface.py RUN FOLDER --code 1       # or this one
+
+It answers "Question: ...\nAnswer:", which is how it was trained, and stops after the answer.
 """
 
+import argparse
 import json
 import os
-import shutil
+import sys
 from pathlib import Path
 
 import torch
 
+if __name__ == "__main__":  # a script's own folder is on the path, the repository's root is not
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from data import plumbing
 from data.files import parse, read_json
 from data.plumbing import CODE_SETTINGS, CODE_TENSORS, build
+from data.tokens import END, begin_token, end_tokens, list_ends, load_encoding, tokenizer_json
 
 try:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_file, save_file
 except ImportError as error:
-    raise ImportError("Hugging Face folders need safetensors: pip install safetensors") from error
+    message = "Hugging Face folders need safetensors: pip install safetensors"
+    if __name__ == "__main__":
+        sys.exit(plumbing.fail("huggingface.py", message))
+    raise ImportError(message) from error
 
 NAMES = {  # of GPTConfig's fields in config.json
     "vocab_size": "vocab_size",
@@ -38,6 +54,11 @@ NAMES = {  # of GPTConfig's fields in config.json
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
+# Of a tokenizer; what of these a model's folder has goes along with the model.
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+                   "vocab.json", "merges.txt", "chat_template.jinja")
+GENERATION = "generation_config.json"
+MODEL_CONFIG = "model_config.json"  # in a run's folder, where config.json has the flags: its model's config.json
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -46,7 +67,7 @@ def load(folder, **overrides):
     The GPT of a folder, in float32, with the codes that `save` left there, else with fresh ones.
 
     `overrides` set fields of its config (block_size, n_codes, chunk, ...). ValueError names what
-    this GPT would compute wrongly.
+    this GPT would compute wrongly. The model's `source` is the folder, where `save` finds the rest.
     """
     folder = Path(folder)
     config, weights = read_config(folder / "config.json"), read_weights(folder)
@@ -61,7 +82,9 @@ def load(folder, **overrides):
         codes, settings = read_codes(folder / "codes.safetensors")
         config |= settings
         weights |= codes
-    return build(config, weights, folder, **overrides)
+    model = build(config, weights, folder, **overrides)
+    model.source = folder
+    return model
 
 
 def read_config(path):
@@ -77,7 +100,10 @@ def read_config(path):
     only("hidden_act", hf.get("hidden_act", "silu"), ["silu"])
     only("attention_dropout", hf.get("attention_dropout", 0), [0])
     only("quantization_config", hf.get("quantization_config"), [None])
-    for name in ("attention_bias", "mlp_bias", "use_sliding_window"):
+    if hf.get("mlp_bias"):
+        raise ValueError(f"{path}: mlp_bias True is not implemented, only False. If `save` folded a code into "
+                         "this model, it is for transformers; here use the run that it was made from")
+    for name in ("attention_bias", "use_sliding_window"):
         only(name, hf.get(name, False), [False])
     for kind in hf.get("layer_types", []):
         only("layer_types", kind, ["full_attention"])
@@ -145,21 +171,24 @@ def read_tensors(path):
         raise ValueError(f"{path}: not a readable safetensors file: {error}") from None
 
 
-def save(model, folder, tokenizer=None):
+def save(model, folder, code=None, tokenizer=None):
     """
-    Write the plain LM as config.json and model.safetensors, which transformers opens, and
-    codes.safetensors beside it. `tokenizer`: a tokenizer.json to copy.
-    """
-    cfg = model.config
-    weights = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
-    codes = {name: weights.pop(name) for name in CODE_TENSORS}
-    settings = {name: getattr(cfg, name) for name in CODE_SETTINGS}
-    metadata = {"format": "pt", "settings": json.dumps(settings)}
-    head = weights.pop("lm_head.weight")
-    lm = {f"model.{name}": tensor for name, tensor in weights.items()}
-    if not cfg.tie_embeddings:
-        lm["lm_head.weight"] = head
+    Write a model as a folder that transformers opens: config.json, model.safetensors, and the rest of
+    the folder that it came from (`source`, set by load): the tokenizer's files, the end and begin
+    tokens, generation_config.json and the length of the context.
 
+    code: None writes the plain LM, and codes.safetensors beside it, which `load` reads, too. A number in
+        0..C-1 writes one model that computes what model(idx, codes=code) does, see fold.
+    tokenizer: another place of the rest, as in load_encoding: a folder, a tokenizer.json or "wordproblems".
+
+    ValueError where the code cannot be folded in, or `folder` holds a run.
+    """
+    folder = Path(folder)
+    if (folder / "ckpt.pt").exists():
+        raise ValueError(f"{folder} holds a run, whose config.json would be overwritten; choose another folder")
+    cfg = model.config
+    weights, fields = plain_lm(model) if code is None else fold(model, code)
+    known, rest = read_rest(tokenizer or getattr(model, "source", None))
     config = {
         "model_type": "qwen3" if cfg.qk_norm else "llama",
         "architectures": ["Qwen3ForCausalLM" if cfg.qk_norm else "LlamaForCausalLM"],
@@ -169,23 +198,184 @@ def save(model, folder, tokenizer=None):
         "attention_bias": False,
         "bos_token_id": None,
         "eos_token_id": None,
-        "torch_dtype": str(head.dtype).removeprefix("torch."),
+        "torch_dtype": str(weights["model.norm.weight"].dtype).removeprefix("torch."),
+        **fields,
+        **known,
     }
     files = {  # name: how it is written
-        "model.safetensors": lambda path: save_file(lm, path, {"format": "pt"}),
-        "codes.safetensors": lambda path: save_file(codes, path, metadata),
+        "model.safetensors": lambda path: save_file(weights, path, {"format": "pt"}),
         "config.json": lambda path: path.write_text(json.dumps(config, indent=2), encoding="utf-8"),
     }
-    if tokenizer is not None:
-        files["tokenizer.json"] = lambda path: shutil.copyfile(tokenizer, path)
+    for name, content in rest.items():
+        files[name] = lambda path, content=content: path.write_bytes(content)
+    if code is None:
+        codes = {name: model.state_dict()[name].contiguous() for name in CODE_TENSORS}
+        settings = {name: getattr(cfg, name) for name in CODE_SETTINGS}
+        metadata = {"format": "pt", "settings": json.dumps(settings)}
+        files["codes.safetensors"] = lambda path: save_file(codes, path, metadata)
 
-    folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     try:  # all are complete before the first gets its name
         for name, write in files.items():
             write(folder / f"{name}.tmp")
+        if code is not None:  # of an earlier save
+            (folder / "codes.safetensors").unlink(missing_ok=True)
         for name in files:
             os.replace(folder / f"{name}.tmp", folder / name)
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"cannot write {folder}: {error}") from error
     finally:
         for name in files:
             (folder / f"{name}.tmp").unlink(missing_ok=True)
+
+
+def plain_lm(model):
+    """({Hugging Face's name: tensor}, {}) of the language model without codes, see fold."""
+    weights = {}
+    for name, tensor in model.state_dict().items():
+        if name == "lm_head.weight":
+            if not model.config.tie_embeddings:
+                weights[name] = tensor.contiguous()
+        elif name not in CODE_TENSORS:
+            weights[f"model.{name}"] = tensor.contiguous()
+    return weights, {}
+
+
+def fold(model, code):
+    """
+    ({Hugging Face's name: tensor}, {field of config.json: value}) of a model without codes that computes
+    what this one does with `code` everywhere: its vector alpha e_c is then a constant, which is added to
+    every state after l* blocks.
+
+    Block l* - 1 ends by adding its MLP's output to the states: the constant is a bias of this MLP's
+    down_proj. Llama has such biases, in all of its MLPs or in none: all others are 0. With l* = 0 no block
+    comes before; the constant is added to every embedding, and the head, which stays as it is, is stored
+    apart. ValueError for Qwen3 with l* > 0: transformers' Qwen3 has no such bias.
+    """
+    cfg = model.config
+    if type(code) is not int or not 0 <= code < cfg.n_codes:
+        raise ValueError(f"code must be an integer in 0..{cfg.n_codes - 1}, got {code!r}")
+    weights, _ = plain_lm(model)
+    constant = (cfg.steer_scale * model.codebook.weight[code]).detach()  # (H,)
+    if cfg.steer_layer == 0:
+        weights["lm_head.weight"] = model.lm_head.weight.detach().clone()
+        weights["model.embed_tokens.weight"] = weights["model.embed_tokens.weight"] + constant
+        return weights, {"tie_word_embeddings": False}
+    if cfg.qk_norm:
+        raise ValueError(f"code {code} cannot be folded in: it acts after block {cfg.steer_layer} of a Qwen3, which "
+                         "has no bias there. What can be: a code of a Llama, or one with steer_layer 0; without "
+                         "code, the plain LM is saved, its codes beside it")
+    for i in range(cfg.n_layer):
+        for name in ("gate_proj", "up_proj", "down_proj"):
+            width = cfg.n_embd if name == "down_proj" else cfg.ffn_dim
+            weights[f"model.layers.{i}.mlp.{name}.bias"] = constant.new_zeros(width)
+    weights[f"model.layers.{cfg.steer_layer - 1}.mlp.down_proj.bias"] = constant
+    return weights, {"mlp_bias": True}
+
+
+def read_rest(source):
+    """
+    What a model's folder says beside the model: ({field of config.json: value}, {file: its bytes}).
+
+    source: as in load_encoding, or None, of which nothing is known. The end tokens are those at which
+    generation stops here: the one of training, and those that the folder lists.
+    """
+    if source is None:
+        return {}, {}
+    config, generation, ends, files = {}, {}, [], {}
+    if source == "wordproblems":
+        files["tokenizer.json"] = as_json(tokenizer_json(load_encoding(source)))
+        files["tokenizer_config.json"] = as_json({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END})
+    else:
+        source = Path(source)
+        folder = source if source.is_dir() else source.parent
+        for name in TOKENIZER_FILES:
+            if (folder / name).is_file():
+                files[name] = (folder / name).read_bytes()
+        if source.is_file():
+            files["tokenizer.json"] = source.read_bytes()
+        for name in ("config.json", MODEL_CONFIG):  # the second, where it is, is the model's
+            if (folder / name).is_file():
+                config = read_json(folder / name)
+        if (folder / GENERATION).is_file():
+            generation = read_json(folder / GENERATION)
+        ends = list_ends(folder)
+
+    begin = config.get("bos_token_id")
+    try:
+        enc = load_encoding(source)
+        ends = end_tokens(enc)
+        begin = begin_token(enc) if begin is None else begin
+    except (ValueError, FileNotFoundError):
+        pass  # no tokenizer, or one of another family: what the folder says is all there is
+    tokens = {"bos_token_id": begin, "pad_token_id": config.get("pad_token_id")}
+    tokens["eos_token_id"] = ends[0] if len(ends) == 1 else ends or None
+    tokens = {name: value for name, value in tokens.items() if value is not None}
+    if tokens or generation:  # transformers generates by this file, not by config.json
+        generation = {**tokens, **generation}
+        if "eos_token_id" in tokens:
+            generation["eos_token_id"] = tokens["eos_token_id"]
+        files[GENERATION] = as_json(generation)
+    known = dict(tokens)
+    if config.get("max_position_embeddings"):
+        known["max_position_embeddings"] = config["max_position_embeddings"]
+    return known, files
+
+
+def as_json(value):
+    return json.dumps(value, indent=2, ensure_ascii=False).encode("utf-8")
+
+
+# --------------------------------------------------------------------------------------------------
+# The command.
+
+
+def rest_of_run(run, saved):
+    """Where the rest of a run's model is, see read_rest: the run has a copy, or it is where it was read."""
+    read_from = saved.get("tokenizer", "wordproblems")
+    if (run / MODEL_CONFIG).exists():
+        return run
+    if read_from == "wordproblems" or Path(read_from).exists():
+        return read_from
+    print(f"{read_from}, which the run began with, is gone: the context is the run's, and of the tokenizer's "
+          "files there is tokenizer.json alone")
+    return run / "tokenizer.json"
+
+
+def find_code(run, wanted):
+    """The number that --code means: "1" or "code 1", or "best", which is the one that summary.json has chosen."""
+    summary = run / "summary.json"
+    if wanted == "best":
+        wanted = read_json(summary).get("chosen", "") if summary.exists() else ""
+        if not wanted:
+            raise ValueError(f"--code best: {summary} names no code that was chosen on val; give one, --code N")
+    number = wanted.removeprefix("code ")
+    if not number.isdecimal():
+        raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
+    return int(number)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder made by train.py, or its ckpt.pt")
+    parser.add_argument("folder", type=Path, help="the folder to write")
+    parser.add_argument("--code", metavar="best|N", help="fold this code in (default: none, the plain LM)")
+    args = parser.parse_args(argv)
+    with plumbing.one_line_errors("huggingface.py"):
+        checkpoint = args.run / "ckpt.pt" if args.run.is_dir() else args.run
+        run = checkpoint.parent
+        code = None if args.code is None else find_code(run, args.code)
+        saved = plumbing.load_checkpoint(checkpoint)
+        model = plumbing.load_model(saved)
+        if code is not None and not model.codebook.weight.any():
+            raise ValueError(f"--code {code}: {run} has no trained codes; without --code its plain LM is written")
+        save(model, args.folder, code, rest_of_run(run, saved))
+        written = read_json(args.folder / "config.json")
+    what = "the plain language model, codes.safetensors beside it" if code is None else f"code {code} is folded in"
+    print(f"wrote {args.folder}: {what}; context {written['max_position_embeddings']}, "
+          f"an answer ends with {written['eos_token_id']}")
+
+
+if __name__ == "__main__":
+    main()

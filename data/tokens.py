@@ -9,6 +9,7 @@ nothing is worth caching on disk.
 
 import base64
 import functools
+import itertools
 import os
 import random
 import unicodedata
@@ -195,7 +196,7 @@ def tokenizer_json(enc):
         if len(token) > 1:  # the merges before this one leave two parts of it
             parts = [bytes([b]) for b in token]
             while len(parts) > 2:
-                made = [ranks.get(a + b, rank) for a, b in zip(parts, parts[1:])]
+                made = [ranks.get(a + b, rank) for a, b in itertools.pairwise(parts)]
                 i = made.index(min(made))
                 parts[i : i + 2] = [parts[i] + parts[i + 1]]
             merges.append([spell(part) for part in parts])
