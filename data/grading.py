@@ -42,7 +42,7 @@ def grade(text, gold):
         pattern, value = r"(?i:\byes\b|\bno\b)", str.lower
     else:
         raise ValueError(f"the gold answer must be a number (1000 or 1,000), a letter A-Z, yes or no, got {gold!r:.60}")
-    first = re.match(rf"[ \t]*\(?({pattern})", text.partition("####")[2], re.ASCII)
+    first = re.match(rf"\(?({pattern})", text.partition("####")[2].lstrip(), re.ASCII)
     every = re.findall(pattern, text, re.ASCII)
     return {"strict": first is not None and value(first[1]) == value(gold),
             "flexible": bool(every) and value(every[-1]) == value(gold),

@@ -227,6 +227,9 @@ def test_jsonl_of_the_world(tmp_path, before, between, after):
     (b'{"question": "q", "answer": "#### 1 #### 2"}', "'answer' must end in one '####'"),
     (b'["q", "a"]', r"expected an object, got \['q', 'a'\]"),
     (b"{'question': 'q'}", "not JSON: Expecting property name .* at column 2"),
+    (b'{"question": "q", "answer": "#### 7", "id": ' + b"7" * 5000 + b"}", "this JSON cannot be read: .*4300 digits"),
+    (b'{"question": "q", "answer": "#### 7", "tree": ' + b"[" * 10**5 + b"]" * 10**5 + b"}",
+     "this JSON cannot be read: maximum recursion depth"),
     ("Où?".encode("latin-1"), "not UTF-8 text: .* 0xf9")])
 def test_bad_rows_are_named(tmp_path, line, reason):
     """Broken if one bad line among thousands is not found, or what is wrong with it not said."""

@@ -75,12 +75,33 @@ def test_grader_truth_table(text, gold, right):
 
 def test_a_gold_answer_that_cannot_be_graded_is_an_error():
     """Broken if no answer equalled no gold (trap 6), or a fraction were compared as text."""
-    for gold in ("nothing", "", None, "AB", "7/2", "1e"):
+    for gold in ("nothing", "", None, "AB", "7/2", "1e", "3, 5", "1 000", "1\u202f000", "$ 5", "- 5", ",5", "3 4"):
         with pytest.raises(ValueError, match="gold answer"):
             grade("nothing", gold)
 
 
 NUMBERS = st.decimals(-(10**9), 10**9, places=2)
+
+
+@many
+@given(gold=st.text(st.sampled_from("0123456789.,-+/^:e$% \t\n\u2212\u202fAByesno"), min_size=1, max_size=8),
+       gap=st.sampled_from(["", " ", "\n", " \u00a0"]))
+def test_a_gold_that_is_accepted_is_right_as_an_answer(gold, gap):
+    """Broken if some gold were accepted with which no answer, not even its row's own, could be right."""
+    try:
+        grade("", gold)
+    except ValueError:
+        return
+    assert grade(f"So 3 or no.\n####{gap}{gold}", gold) == {"strict": True, "flexible": True, "parsed": True}
+
+
+@many
+@given(x=NUMBERS, form=st.sampled_from(["{}", "{:,}", "{:.0f}", "{:,.2f}%", "{:.2e}", "${}.", "{} %"]))
+def test_golds_that_people_write_are_accepted(x, form):
+    """Broken if a stricter reading of golds refused one that published data has."""
+    gold = form.format(x)
+    value = Decimal(re.sub(r"[$,% ]", "", gold).removesuffix("."))
+    assert grade(f"#### {value}", gold)["strict"] and not grade(f"#### {value + 1}", gold)["strict"]
 
 
 @many

@@ -4,11 +4,15 @@ import copy
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from data.qa import PUBLISHED as PUBLISHED_AT
 from data.qa import SPLITS, load
+from data.tokens import encode_row, load_encoding
 
 ROOT = Path(__file__).parents[1]
 QA_DIR = Path(os.environ.get("QA_DIR", ROOT.parent / "shared" / "qa"))  # the published files
@@ -179,7 +183,10 @@ MALFORMED = [  # file, path to a value in it, the bad value, place named, the re
     ("problems.json", ["3", "answer"], True, PROBLEM, "'answer' must be an integer, got True"),
     ("problems.json", ["3", "choices"], ["a"], PROBLEM, "'choices' must be 2 to 26"),
     ("problems.json", ["3"], {"image": None}, PROBLEM, "'hint' is missing"),
+    ("problems.json", ["3", "choices", 1], 7, PROBLEM, "'choices' must be strings, got 7"),
     ("pid_splits.json", ["test"], ["3", "9"], ", 'test'", "'9' is no id of problems.json"),
+    ("pid_splits.json", ["test"], [["3"]], "", "'test' must be strings, got ['3']"),
+    ("strategyqa_train.json", [0, "facts"], [7], ", item 0", "'facts' must be strings, got 7"),
     ("strategyqa_train.json", [1, "answer"], "yes", ", item 1", "must be true or false, got 'yes'"),
     (DEV, [1, "answerKey"], "C", ":2", "one of A, B, got 'C'"),
     (DEV, [1, "question", "choices", 0], "a", ":2", "expected an object"),
@@ -198,6 +205,26 @@ def test_malformed_rows_are_named(folder, file, keys, bad, place, reason):
     with pytest.raises(ValueError, match=re.escape(f"{folder / file}{place}: ")) as error:
         load(name, folder, "test")
     assert reason in str(error.value)
+
+
+def test_half_a_character(folder):
+    """Broken if a lone surrogate, which JSON may hold and UTF-8 may not, ended in a traceback."""
+    item = STRATEGYQA[0] | {"question": "Is \ud800 a word?", "facts": ["\udfff is none."]}
+    (folder / "strategyqa_train.json").write_text(json.dumps([item]))  # as escapes
+    [(question, answer, final)] = rows_of("strategyqa", folder)
+    assert (question, answer, final) == ("Is \ud800 a word?", "\udfff is none.\n#### no", "no")
+    enc = load_encoding("wordproblems")
+    ids, n_prompt = encode_row({"question": question, "answer": answer}, enc)
+    assert enc.decode(ids[:n_prompt]) == "Question: Is \ufffd a word?\nAnswer:"
+
+
+def test_the_command_says_where_the_files_go(capsys):
+    """Broken if who runs the module as the scripts beside it got a traceback, or no place to look."""
+    script = [sys.executable, str(ROOT / "data" / "qa.py"), "--help"]
+    done = subprocess.run(script, capture_output=True, text=True, cwd="/", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    for name, place in PUBLISHED_AT.items():
+        assert f"{name}: {place}" in done.stdout and str(ROOT / "data" / name) in done.stdout
 
 
 def test_truncated_missing_and_unknown_data_are_named(folder):

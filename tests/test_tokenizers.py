@@ -8,7 +8,17 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from data.tokens import begin_token, byte_alphabet, encode, encode_row, end_token, load_encoding
+from data.tokens import (
+    begin_token,
+    byte_alphabet,
+    encode,
+    encode_row,
+    encode_rows,
+    end_token,
+    load_encoding,
+    load_rows,
+    tokenizer_json,
+)
 
 tokenizers = pytest.importorskip("tokenizers")
 
@@ -135,6 +145,91 @@ def test_begin_and_end_tokens(tiny, family):
     assert begin_token(enc) == begin and ids.count(begin) == (family == "llama3")
 
 
+# ---- added tokens that are not special, very long texts, and the embedded tokenizer written
+
+
+ADDED = ["</think>", "</think>\n", "<think", "e\u0301t", "caf\u00e9", "1/2", " the ", "t>"]
+
+
+@pytest.fixture(scope="module")
+def added(tmp_path_factory):
+    """The tiny tokenizers with added tokens that are not special, found before (raw) or after NFC."""
+    both = {}
+    for family in FAMILIES:
+        for raw in (True, False):
+            reference = tokenizers.Tokenizer.from_str(json.dumps(tiny_spec(family)))
+            for i, text in enumerate(ADDED):
+                normalized = not raw if i % 3 else raw  # some of the other kind, too
+                reference.add_tokens([tokenizers.AddedToken(text, normalized=normalized)])
+            reference.add_special_tokens(["<|x</think>"])  # special, hence plain text; it hides </think>
+            path = tmp_path_factory.mktemp("added") / "tokenizer.json"
+            path.write_text(reference.to_str(), encoding="utf-8")
+            both[family, raw] = load_both(path)
+    return both
+
+
+def test_an_added_token_is_one_id(tmp_path):
+    """Broken if "</think>" were cut into six, or lost when the ids are read."""
+    spec = tiny_spec("qwen3")
+    flags = dict(single_word=False, lstrip=False, rstrip=False, normalized=False)  # as in the real one
+    spec["added_tokens"].append({"id": 402, "content": "</think>", "special": False, **flags})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(spec))
+    enc, reference = load_both(tmp_path / "tokenizer.json")
+    ids = encode(enc, "so</think> 12")
+    assert ids == reference.encode("so</think> 12").ids and ids.count(402) == 1
+    assert enc.decode(ids) == "so</think> 12"
+
+
+THINK = st.lists(st.sampled_from([*ADDED, "<|x</think>", "<|im_end|>", "think>", "caf", "e", "\u0301", " ", "\n", "1"]))
+
+
+@pytest.mark.parametrize("raw", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=150, deadline=None)
+@given(pieces=THINK)
+@example(pieces=["cafe\u0301 e\u0301t", "</think>\n"])
+@example(pieces=["<|x</think>", "</think>"])
+def test_added_tokens_anywhere(added, family, raw, pieces):
+    """Broken if the longest did not win, NFC came at the wrong time, or a special token were found."""
+    assert_same(added[family, raw], ["".join(pieces)])
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_very_long_texts(tiny, family, monkeypatch):
+    """Broken if a row of a million blanks were not left out as too long, or long rows had other tokens."""
+    rows = [{"question": "Why?", "answer": "#### 3"}]
+    for blank in " \n\t\u3000":
+        rows.append({"question": "Why" + blank * 1_000_000 + "?", "answer": "#### 3"})
+    items, left_out = encode_rows(rows, tiny[family][0], 512)
+    assert (len(items), left_out) == (1, 4)
+    monkeypatch.setattr("data.tokens.TIKTOKEN_MAX", 0)  # all texts are cut as long ones are
+    assert_same(tiny[family], CORPUS)
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory):
+    path = tmp_path_factory.mktemp("embedded") / "tokenizer.json"
+    path.write_text(json.dumps(tokenizer_json(load_encoding("wordproblems"))), encoding="utf-8")
+    return load_both(path)
+
+
+@settings(max_examples=300, deadline=None)
+@given(pieces=st.lists(PIECES, max_size=8), joint=st.sampled_from(["", " ", "\n"]))
+def test_the_embedded_tokenizer_as_a_tokenizer_json(embedded, pieces, joint):
+    """Broken if a model exported with it read other tokens in transformers than it was trained on."""
+    ours, text = load_encoding("wordproblems"), joint.join(pieces)
+    assert embedded[0]._mergeable_ranks == ours._mergeable_ranks
+    assert end_token(embedded[0]) == end_token(ours)
+    assert encode(ours, text) == embedded[1].encode(text, add_special_tokens=False).ids
+    assert_same(embedded, [text])
+
+
+def test_the_embedded_tokenizer_on_its_own_texts(embedded):
+    """Broken if merges written in a wrong order showed on whole problems alone."""
+    rows = load_rows("wordproblems", "test", 200)
+    assert_same(embedded, [f"{row['question']}\n{row['answer']}" for row in rows] + CORPUS)
+
+
 # ---- what is refused
 
 
@@ -161,6 +256,8 @@ REFUSED = {  # case: (family, change, words)
     "an id twice": ("qwen3", at("model", "vocab", "a", value=7), "are not 0 to 401, each once"),
     "merge order": ("qwen3", swap_merges, MERGES),
     "llama3's merge order": ("llama3", swap_merges, MERGES),
+    "a token with blanks": ("qwen3", at("added_tokens", 1, value={
+        "id": 401, "content": "<b>", "special": False, "rstrip": True}), "added token '<b>' has rstrip"),
     "whole pieces": ("llama3", at("model", "ignore_merges", value=False), MERGES)}
 
 
