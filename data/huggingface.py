@@ -30,7 +30,17 @@ if __name__ == "__main__":  # a script's own folder is on the path, the reposito
 from data import plumbing
 from data.files import parse, read_json
 from data.plumbing import CODE_SETTINGS, CODE_TENSORS, build
-from data.tokens import END, begin_token, end_tokens, list_ends, load_encoding, tokenizer_json
+from data.tokens import (
+    END,
+    GENERATION,
+    MODEL_CONFIG,
+    begin_token,
+    end_tokens,
+    find_rest,
+    list_ends,
+    load_encoding,
+    tokenizer_json,
+)
 
 try:
     from safetensors import SafetensorError, safe_open
@@ -54,11 +64,6 @@ NAMES = {  # of GPTConfig's fields in config.json
     "norm_eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
 }
-# Of a tokenizer; what of these a model's folder has goes along with the model.
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-                   "vocab.json", "merges.txt", "chat_template.jinja")
-GENERATION = "generation_config.json"
-MODEL_CONFIG = "model_config.json"  # in a run's folder, where config.json has the flags: its model's config.json
 LLAMA3_ROPE = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
 
 
@@ -179,7 +184,8 @@ def save(model, folder, code=None, tokenizer=None):
 
     code: None writes the plain LM, and codes.safetensors beside it, which `load` reads, too. A number in
         0..C-1 writes one model that computes what model(idx, codes=code) does, see fold.
-    tokenizer: another place of the rest, as in load_encoding: a folder, a tokenizer.json or "wordproblems".
+    tokenizer: another place of the rest, as in load_encoding: a folder, a tokenizer.json or "wordproblems";
+        for a model of GPT.from_checkpoint, of which no place is known.
 
     ValueError where the code cannot be folded in, or `folder` holds a run.
     """
@@ -282,26 +288,18 @@ def read_rest(source):
     """
     if source is None:
         return {}, {}
-    config, generation, ends, files = {}, {}, [], {}
+    if source != "wordproblems" and not Path(source).exists():
+        print(f"{source} is gone: its end tokens, context and tokenizer are not written")
+        return {}, {}
+    found = find_rest(source)
+    config = read_json(found.pop(MODEL_CONFIG)) if MODEL_CONFIG in found else {}
+    generation = read_json(found.pop(GENERATION)) if GENERATION in found else {}
+    files = {name: path.read_bytes() for name, path in found.items()}
     if source == "wordproblems":
         files["tokenizer.json"] = as_json(tokenizer_json(load_encoding(source)))
         files["tokenizer_config.json"] = as_json({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END})
-    else:
-        source = Path(source)
-        folder = source if source.is_dir() else source.parent
-        for name in TOKENIZER_FILES:
-            if (folder / name).is_file():
-                files[name] = (folder / name).read_bytes()
-        if source.is_file():
-            files["tokenizer.json"] = source.read_bytes()
-        for name in ("config.json", MODEL_CONFIG):  # the second, where it is, is the model's
-            if (folder / name).is_file():
-                config = read_json(folder / name)
-        if (folder / GENERATION).is_file():
-            generation = read_json(folder / GENERATION)
-        ends = list_ends(folder)
 
-    begin = config.get("bos_token_id")
+    begin, ends = config.get("bos_token_id"), list_ends(source)
     try:
         enc = load_encoding(source)
         ends = end_tokens(enc)
@@ -374,7 +372,7 @@ def main(argv=None):
         written = read_json(args.folder / "config.json")
     what = "the plain language model, codes.safetensors beside it" if code is None else f"code {code} is folded in"
     print(f"wrote {args.folder}: {what}; context {written['max_position_embeddings']}, "
-          f"an answer ends with {written['eos_token_id']}")
+          f"end tokens {written['eos_token_id']}")
 
 
 if __name__ == "__main__":

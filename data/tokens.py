@@ -13,6 +13,7 @@ import itertools
 import os
 import random
 import unicodedata
+from pathlib import Path
 
 import regex  # comes with tiktoken
 import tiktoken
@@ -57,9 +58,11 @@ LAYOUTS = {
     LLAMA3_PATTERN: [None, *_split_by(LLAMA3_PATTERN)],
     wordproblems.BPE_PATTERN: [None, *_split_by(wordproblems.BPE_PATTERN)],  # as we write it, tokenizer_json
 }
-# Where a folder lists its end tokens: as transformers, the first of these that does. The second is a
-# run's copy of the config.json of the model that it began with.
-END_LISTS = ("generation_config.json", "model_config.json", "config.json")
+# What a model's folder says beside its weights. A run's folder, where config.json has the flags, may hold
+# the config.json of the model that it began with under the last of these names.
+GENERATION, MODEL_CONFIG = "generation_config.json", "model_config.json"
+REST = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json",
+        "merges.txt", "chat_template.jinja", GENERATION, MODEL_CONFIG)
 # Beyond so many characters tiktoken's regular expressions may give up: it panics at a million steps.
 TIKTOKEN_MAX = 100_000
 
@@ -90,7 +93,7 @@ def load_encoding(name):
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             family = "not a tokenizer of SmolLM2, Qwen3 or Llama-3"
             raise ValueError(f"{path}: {family}: {error}") from None
-        listed_ends = list_ends(os.path.dirname(path))
+        listed_ends = list_ends(name)
     enc = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens=special)
     enc.text_tokens, enc.listed_ends = text_tokens, listed_ends
     return enc
@@ -165,11 +168,33 @@ def _text_tokens(spec):
     return found
 
 
-def list_ends(folder):
-    """The end tokens that a model's folder lists, its eos_token_id as a list of ids; [] if it has none."""
-    for name in END_LISTS:
-        path = os.path.join(folder, name)
-        ids = read_json(path).get("eos_token_id") if os.path.isfile(path) else None
+def find_rest(source):
+    """
+    {name in REST: its path} of a folder, or of the folder of a tokenizer.json; model_config.json is the
+    config.json where that is a model's. {} for the embedded tokenizer.
+    """
+    source = Path(source)
+    if str(source) == "wordproblems" or not source.exists():
+        return {}
+    folder = source if source.is_dir() else source.parent
+    found = {name: folder / name for name in REST if (folder / name).is_file()}
+    if source.is_file():
+        found["tokenizer.json"] = source
+    config, is_run = folder / "config.json", (folder / "ckpt.pt").exists()
+    if MODEL_CONFIG not in found and config.is_file() and not is_run:
+        found[MODEL_CONFIG] = config
+    return found
+
+
+def list_ends(source):
+    """
+    The end tokens that a model's folder lists, its eos_token_id as a list of ids; [] if it has none.
+    As for transformers, generation_config.json comes first.
+    """
+    found = find_rest(source)
+    for name in (GENERATION, MODEL_CONFIG):
+        path = found.get(name)
+        ids = read_json(path).get("eos_token_id") if path else None
         if ids is not None:
             ids = ids if isinstance(ids, list) else [ids]
             if not all(type(i) is int for i in ids):

@@ -180,6 +180,17 @@ def test_transformers_stops_where_we_stop(tmp_path):
     assert 5 <= endless.index(stop) < 29
 
 
+def test_a_folder_that_is_gone_does_not_lose_the_model(tmp_path, capsys):
+    """Broken if what was trained could not be saved, or the missing end token went without a word."""
+    folder_with_ends(tmp_path / "old", 9, None)
+    model = GPT.from_pretrained(tmp_path / "old")
+    os.rename(tmp_path / "old", tmp_path / "moved")
+    save(model, tmp_path / "new", code=1)
+    assert f"{tmp_path}/old is gone: its end tokens" in capsys.readouterr().out
+    save(model, tmp_path / "new", code=1, tokenizer=tmp_path / "moved")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["eos_token_id"] == [256, 9]
+
+
 @pytest.mark.parametrize("name, bad", [("config.json", [9, "a"]), ("generation_config.json", {"a": 1})])
 def test_a_list_of_end_tokens_that_is_none_is_named(name, bad, tmp_path):
     """Broken if a damaged list ended in a traceback, or in answers that never end."""
@@ -211,7 +222,7 @@ def test_a_run_becomes_a_folder_that_answers_in_transformers(flags, code, tmp_pa
     model = run_folder(tmp_path / "run")
     huggingface.main([str(tmp_path / "run"), str(tmp_path / "new"), *flags])
     out = capsys.readouterr().out
-    assert f"code {code} is folded in; context 120, an answer ends with {end_token(ENC)}\n" in out
+    assert f"code {code} is folded in; context 120, end tokens {end_token(ENC)}\n" in out
     ref = opened(tmp_path / "new")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     assert tokenizer.eos_token_id == ref.generation_config.eos_token_id == end_token(ENC)
