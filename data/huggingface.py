@@ -363,8 +363,8 @@ def main(argv=None):
     with plumbing.one_line_errors("huggingface.py"):
         checkpoint = args.run / "ckpt.pt" if args.run.is_dir() else args.run
         run = checkpoint.parent
-        code = None if args.code is None else find_code(run, args.code)
         saved = plumbing.load_checkpoint(checkpoint)
+        code = None if args.code is None else find_code(run, args.code)
         model = plumbing.load_model(saved)
         if code is not None and not model.codebook.weight.any():
             raise ValueError(f"--code {code}: {run} has no trained codes; without --code its plain LM is written")

@@ -269,6 +269,7 @@ def test_a_run_that_began_with_a_folder_gets_its_files_back(tmp_path, capsys):
 CASES = {  # what is wrong: (flags after RUN, words)
     "no such code": (["{d}/new", "--code", "4"], r"code must be an integer in 0\.\.3, got 4"),
     "no number": (["{d}/new", "--code", "first"], "--code must be best or the number of a code, got 'first'"),
+    "no run": (["{d}/new", "--code", "best"], r"No such file .*none'"),
     "into the run": (["{d}/run"], "run holds a run, whose config.json would be overwritten"),
     "into a file": (["{d}/file/new"], "file"),
 }
@@ -280,7 +281,8 @@ def test_bad_flags_are_one_line(case, tmp_path, capsys):
     run_folder(tmp_path / "run")
     (tmp_path / "file").write_text("")
     flags, words = CASES[case]
-    assert_one_line([str(tmp_path / "run"), *(flag.format(d=tmp_path) for flag in flags)], words, tmp_path, capsys)
+    run = "none" if case == "no run" else "run"
+    assert_one_line([str(tmp_path / run), *(flag.format(d=tmp_path) for flag in flags)], words, tmp_path, capsys)
 
 
 @pytest.mark.parametrize("chosen, zero, flags, words", [
