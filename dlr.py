@@ -376,7 +376,7 @@ class GPT(nn.Module):
         codes: as in forward. A LongTensor needs at least ceil(min(longest prompt + max_new_tokens,
             block_size) / K) columns. Or a function codes(z, row, chunk) -> (B, m) instead of the argmax,
             for the m chunks that begin: z (B, m, C), their row and chunk numbers (B, m) each.
-        stop: a token id that ends a row and is not returned; a full context ends it, too.
+        stop: a token id, or a list of them, that ends a row and is not returned; so does a full context.
         """
         K, block_size, device = self.config.chunk, self.config.block_size, self.cos.device
         if max_new_tokens < 0 or temperature < 0:
@@ -395,7 +395,8 @@ class GPT(nn.Module):
         if not callable(codes):
             self._check_codes(codes, B, n_chunks)
 
-        stop = -1 if stop is None else stop  # no token is -1
+        stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+        stops = torch.tensor(stop, dtype=torch.long, device=device)  # (how many,)
         tokens = torch.zeros(B, end, dtype=torch.long, device=device)  # prompts, then what is new
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt)
@@ -423,13 +424,14 @@ class GPT(nn.Module):
                 new = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
             answering = t >= prompt_len  # (B,)
             tokens[:, t] = torch.where(answering, new, tokens[:, t])
-            done |= answering & (new == stop)
+            done |= answering & (new[:, None] == stops).any(1)
             if (done | (t + 1 >= prompt_len + max_new_tokens)).all():  # stopped, or as long as allowed
                 break
             start = t
 
         answers = [ids[n : n + max_new_tokens] for n, ids in zip(lens, tokens.tolist())]
-        return [ids[: ids.index(stop)] if stop in ids else ids for ids in answers]
+        ends = [[i for i, token in enumerate(ids) if token in stop] for ids in answers]
+        return [ids[: end[0]] if end else ids for ids, end in zip(answers, ends)]
 
     # ---- Checks and loading. ---------------------------------------------------------------------
     def _check(self, idx, targets=None, n_rollouts=1, temperature=1.0, select="greedy", switch_cost=0.0):

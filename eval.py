@@ -39,7 +39,7 @@ from data.files import read_json, read_jsonl, text_field, to_row
 from data.grading import check_golds, grade
 from data.handles import describe, follow_plans
 from data.modes import LINES, way_of
-from data.tokens import DATASETS, collate, encode_row, end_token, load_rows
+from data.tokens import DATASETS, collate, encode_row, end_tokens, load_rows
 
 ARMS = ("on", "off", "random", "shuffled")
 MAX_EACH, CHOOSE_ON = 16, 200  # "each" makes arms of at most so many codes, chosen on so many rows of val
@@ -100,13 +100,13 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
         n_chunks = math.ceil(min(max(map(len, ids)) + max_new_tokens, model.config.block_size) / K)
         on, own = None, []
         if "on" in arms or "shuffled" in arms:
-            on = model.generate(ids, max_new_tokens, stop=end_token(enc))
+            on = model.generate(ids, max_new_tokens, stop=end_tokens(enc))
         for prompt, new in zip(ids, on) if "shuffled" in arms else ():
             whole = torch.tensor([(prompt + new)[: model.config.block_size]], device=device)
             own.append(model.route(whole)[0].argmax(-1).cpu())
         for arm in arms:
             codes = arm_codes(arm, batch, own, n_chunks, model, seed)
-            out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_token(enc))
+            out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_tokens(enc))
             for i, new in zip(batch, out):
                 texts[arm][i] = decode(enc, new)
     return texts
@@ -286,7 +286,7 @@ def table(summaries):
 
 def ask(model, enc, question, max_new_tokens=320, suffix=()):
     """The answer to one question as text: codes on, the code of each chunk before it, then codes off."""
-    K, end = model.config.chunk, end_token(enc)
+    K, end = model.config.chunk, end_tokens(enc)
     ids, n_prompt = encode_row({"question": question.strip(), "answer": ""}, enc)
     prompt = ids[:n_prompt] + list(suffix)
     on = model.generate([prompt], max_new_tokens, stop=end)[0]

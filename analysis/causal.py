@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT))
 from analysis.labels import label_rows  # noqa: E402
 from analysis.routing import codes_of_answer_tokens, ngram_purity, routing  # noqa: E402
 from data.plumbing import find_device, one_line_errors, precision, safe_output, write_text  # noqa: E402
-from data.tokens import collate, encode_row, end_token, load_rows  # noqa: E402
+from data.tokens import collate, encode_row, end_tokens, load_rows  # noqa: E402
 from eval import arm_codes, bootstrap, by_length, check_golds, decode, grade, load_run  # noqa: E402
 
 ARMS = {  # every intervention, in words
@@ -196,7 +196,7 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     if not model.codebook.weight.any():
         raise ValueError("every code of this run is zero: there is nothing to analyze")
     model.eval()
-    C, K, device, end = model.config.n_codes, model.config.chunk, model.cos.device, end_token(enc)
+    C, K, device, end = model.config.n_codes, model.config.chunk, model.cos.device, end_tokens(enc)
     encoded = [(row, encode_row(row, enc)) for row in rows]
     fitting = [(row, item) for row, item in encoded if len(item[0]) - 1 <= model.config.block_size]
     if not fitting:

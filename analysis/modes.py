@@ -26,7 +26,7 @@ from data import plumbing
 from data.files import read_jsonl
 from data.handles import first_tokens, follow_plans, information
 from data.modes import LINES, way_of
-from data.tokens import collate, encode_row, end_token, load_rows
+from data.tokens import collate, encode_row, end_tokens, load_rows
 from data.wordproblems import generate
 from dlr import SWITCH_COST, best_path
 from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
@@ -49,7 +49,7 @@ def vote(model, enc, rows, temperature, n=8):
     prompts, samples = prompts_of(rows, enc), [[] for _ in rows]
     torch.manual_seed(0)
     for _ in range(n):
-        answers = model.generate(prompts, 320, "off", end_token(enc), temperature)
+        answers = model.generate(prompts, 320, "off", end_tokens(enc), temperature)
         for mine, new in zip(samples, answers):
             mine.append(decode(enc, new).partition("####")[2].strip())
     winners = [Counter(mine).most_common(1)[0][0] for mine in samples]
@@ -64,7 +64,7 @@ def first_chunk(model, enc, rows, code):
     def choose(z, row, chunk):
         return torch.where(chunk == begins[row], code, z.argmax(-1))
 
-    return Counter(way_of(decode(enc, new)) for new in model.generate(prompts, 320, choose, end_token(enc)))
+    return Counter(way_of(decode(enc, new)) for new in model.generate(prompts, 320, choose, end_tokens(enc)))
 
 
 def hindsight(model, enc, rows):
@@ -206,7 +206,7 @@ def line_by_line(model, enc, row, codes):
     ids, n_prompt = encode_row(row, enc)
     plan = torch.full((1, math.ceil(block / K)), codes[0], device=model.cos.device)
     for i in range(len(codes)):
-        new = model.generate([ids[:n_prompt]], 200, plan, end_token(enc))[0]
+        new = model.generate([ids[:n_prompt]], 200, plan, end_tokens(enc))[0]
         begins = first_tokens([enc.decode([token]) for token in new])
         if i + 1 >= len(begins) or i + 1 == len(codes):
             break

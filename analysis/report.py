@@ -26,7 +26,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis.causal import ARMS
 from data.plumbing import find_device, one_line_errors, safe_output, write_text
-from data.tokens import encode_row, end_token, load_rows
+from data.tokens import encode_row, end_tokens, load_rows
 from dlr import KVCache
 from eval import MAX_EACH, answer, check_golds, each_code, grade, load_run
 
@@ -270,7 +270,7 @@ def problems(model, enc, rows, max_new_tokens):
     encoded = [(row, *encode_row(row, enc)) for row in rows]
     shown = [(row, ids, n) for row, ids, n in encoded if len(ids) - 1 <= S]
     prompts = [ids[:n] for _, ids, n in shown]
-    own = model.generate(prompts, max_new_tokens, stop=end_token(enc))
+    own = model.generate(prompts, max_new_tokens, stop=end_tokens(enc))
     arms = each_code(model) if model.config.n_codes <= MAX_EACH else []
     forced = answer(model, enc, prompts, arms, max_new_tokens)
     page, data = "", []

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from data.modes import manner_of
-from data.tokens import encode_row, end_token
+from data.tokens import encode_row, end_tokens
 
 P_SWITCH = 0.15  # per chunk: a code lasts six or seven chunks, a worked line about eight
 
@@ -69,7 +69,7 @@ def follow_plans(model, enc, rows, max_new_tokens=320, temperature=0.0, seed=0):
     prompts = [ids[:n_prompt] for ids, n_prompt in items if n_prompt <= block]
     n_chunks = -(-min(max(map(len, prompts)) + max_new_tokens, block) // K)
     plans = torch.stack([random_plan(n_chunks, model.config.n_codes, [seed, i]) for i in range(len(prompts))])
-    answers = model.generate(prompts, max_new_tokens, plans.to(model.cos.device), end_token(enc), temperature)
+    answers = model.generate(prompts, max_new_tokens, plans.to(model.cos.device), end_tokens(enc), temperature)
 
     told = []  # of each answer [(code, manner)], one for each line
     for prompt, plan, new in zip(prompts, plans.tolist(), answers):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from conftest import hugging_face_folder, small_run
 
+import eval as evaluation
 import train
 from data.plumbing import open_model
 from data.tokens import encode, encode_row, end_token, end_tokens, load_encoding
@@ -178,6 +179,10 @@ def test_transformers_stops_where_we_stop(tmp_path):
     whole = opened(tmp_path / "new").generate(torch.tensor([[70, 71, 72]]), max_new_tokens=30, do_sample=False)
     assert whole[0, 3:].tolist() == endless[: endless.index(stop) + 1]
     assert 5 <= endless.index(stop) < 29
+    enc = load_encoding(tmp_path / "old")
+    answer = endless[: endless.index(stop)]
+    assert model.generate([[70, 71, 72], [70]], 30, codes=1, stop=end_tokens(enc))[0] == answer
+    assert evaluation.answer(model, enc, [[70, 71, 72]], ["code 1"], 30)["code 1"] == [enc.decode(answer)]
 
 
 def test_a_folder_that_is_gone_does_not_lose_the_model(tmp_path, capsys):

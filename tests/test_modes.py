@@ -167,7 +167,7 @@ def test_each_code_is_forced_everywhere():
     assert list(summary["arms"]) == ["off", "code 0", "code 1", "code 2"] and "chosen" not in summary
     ids, n_prompt = evaluation.encode_row(rows[1], ENC)
     prompt, n_chunks = ids[:n_prompt], math.ceil((n_prompt + 6) / 3)
-    new = model.generate([prompt], 6, torch.full((1, n_chunks), 2), evaluation.end_token(ENC))[0]
+    new = model.generate([prompt], 6, torch.full((1, n_chunks), 2), evaluation.end_tokens(ENC))[0]
     assert records[1]["code 2"]["text"] == ENC.decode(new)
     idx = torch.tensor([ids[:-1]])
     targets = torch.tensor([[-1] * (n_prompt - 1) + ids[n_prompt:]])
@@ -210,7 +210,7 @@ def test_ask_shows_the_answer_under_every_code():
     for block in blocks:
         code = int(block.split(" everywhere")[0].split(",")[0])
         forced = torch.full((1, 86), code)
-        new = model.generate([ids[:n_prompt]], 9, forced, evaluation.end_token(ENC))[0]
+        new = model.generate([ids[:n_prompt]], 9, forced, evaluation.end_tokens(ENC))[0]
         assert block.split(":\n", 1)[1] == ENC.decode(new).strip()
 
 
