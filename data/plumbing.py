@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from data.tokens import load_encoding
+from data.tokens import find_rest, load_encoding
 from dlr import GPT, GPTConfig
 
 try:
@@ -261,16 +261,17 @@ def fail(program, text):
 
 def open_folder(out, flags, tokenizer, step):
     """
-    A run's folder: the flags (a Namespace) in config.json, the tokenizer of a Hugging Face model, and
-    metrics.jsonl without what comes after `step`, which is returned open, to append to.
+    A run's folder: the flags (a Namespace) in config.json, what a Hugging Face model's folder says beside
+    its weights (find_rest), and metrics.jsonl without what comes after `step`, which is returned open, to
+    append to.
     """
     if not flags.resume and (out / "config.json").exists():
         raise ValueError(f"--out {out} already holds a run; go on with --resume or choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     write_text(out / "config.json", json.dumps(vars(flags), indent=1))
-    file = Path(tokenizer, "tokenizer.json") if Path(tokenizer).is_dir() else Path(tokenizer)
-    if file.is_file() and not (out / "tokenizer.json").exists():
-        write(out / "tokenizer.json", lambda tmp: shutil.copyfile(file, tmp))
+    for name, path in find_rest(tokenizer).items():
+        if not (out / name).exists():
+            write(out / name, lambda tmp, path=path: shutil.copyfile(path, tmp))
     metrics = out / "metrics.jsonl"
     lines = metrics.read_text(encoding="utf-8").splitlines() if metrics.exists() else []
     write_text(metrics, "".join(line + "\n" for line in lines[:step]))
