@@ -17,7 +17,8 @@ Training. Rows are prompt + answer, only the answer's tokens are labels. Each st
 sequences (search), keeps the one that makes the answer most likely (select), and trains language
 model, codebook and router (update). The search sees the answer, inference does not: so the router
 learns to predict the winner from the prefix. Picking 1 of N leaks at most log2 N bits of an answer.
-A second search, ours (select="path"), gives each chunk its own credit: the shortest path over codes.
+A second search, ours (select="path"), gives each chunk its own credit: the shortest path over codes. It
+may leak log2 C bits a chunk, which is why it pays for each change of code.
 
 The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
 the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves (the path
@@ -34,7 +35,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SWITCH_COST = 0.5  # nats; select="path": what a change of code must bring
+SWITCH_COST = 0.5  # select="path": the price of each change of code, in nats
 
 
 @dataclass
@@ -320,9 +321,10 @@ class GPT(nn.Module):
 
             select "likelihood" (the paper): N = n_rollouts code sequences are drawn from
                 softmax(z / temperature), and the one with the greatest log p(x | a) wins;
-            select "path" (ours): the codes that make each chunk's own tokens likeliest, less
-                switch_cost nats for each change of code, see best_path. It tries every code and draws
-                nothing. alpha_reg should then be 0, since the prior punishes a code that lasts;
+            select "path" (ours): each code is held for the whole row; the best path through what that
+                makes of each chunk's own labels, less switch_cost nats for each change of code, see
+                best_path. Nothing is drawn. alpha_reg should then be 0, since the prior punishes a code
+                that lasts (train.py sees to it);
             select "greedy": the router's argmax, nothing is searched and policy is 0, so that the prior
                 alone trains the router: the control that shows what searching adds.
 
@@ -401,7 +403,7 @@ class GPT(nn.Module):
         for i, prompt in enumerate(prompts):
             tokens[i, : len(prompt)] = torch.as_tensor(prompt)
         routed = codes is None or callable(codes)
-        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, M) or "off"
+        a = torch.zeros(B, 0, dtype=torch.long, device=device) if routed else codes  # (B, M), an int or "off"
         done = torch.zeros(B, dtype=torch.bool, device=device)
         cache = [KVCache() for _ in self.layers]
         start = 0  # how many tokens have been read
@@ -495,10 +497,12 @@ def best_path(score, switch_cost):
 
         sum_m score_m(a_m) - switch_cost * (how many m have a_m != a_m-1).
 
-    score (C, B, M): in nats, log p of chunk m's labels under code c. Returns (B, M). Where staying and
-    changing are worth the same the code stays; chunks without a label score 0 and take a neighbour's code.
-    switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. It is the
-    shortest path that General Dijkstra Search solves: costs -score >= 0, which change with time.
+    score (C, B, M): in nats, log p of chunk m's labels if code c is held for the whole row. Returns (B, M).
+    The sum is not quite log p(x | path), whose earlier chunks carry other codes. Where staying and changing
+    are worth the same the code stays, so chunks without a label, which score 0, take a neighbour's code
+    (padding at switch_cost 0: any). switch_cost 0 lets every chunk choose for itself, infinity keeps one
+    code for the row. This is a shortest path, as General Dijkstra Search solves it: costs -score >= 0, which
+    change with time.
     """
     C, B, M = score.shape
     own = torch.arange(C, device=score.device)[:, None]  # (C, 1)

@@ -84,6 +84,7 @@ EXPERIMENTS = {
         "path": f"{MODES} --data lines {TWO}",
         "one code a row": f"{MODES} --data lines {TWO} --switch_cost inf",
         "the paper's search": f"{MODES} --data lines {PAPER}",
+        "the paper's search, three quarters": f"{MODES} --data lines {PAPER} --steer_layer 3",
         "SFT": f"{MODES} --data lines --method sft",
     }),
     "lines_pairs": ([0, 1, 2], {name: f"{MODES} --data {name} {TWO}" for name in [*LINES][1:]}),
