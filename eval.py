@@ -343,22 +343,6 @@ def read_questions(asked):
     return rows
 
 
-def code_arm(wanted, folder, model):
-    """The arm of --code: "1" or "code 1", or "best", the code that train.py chose on val."""
-    if not model.codebook.weight.any():
-        raise ValueError("--code: this run has no codes")
-    if wanted == "best":
-        path = folder / "summary.json"
-        chosen = read_json(path).get("chosen") if path.exists() else None
-        if chosen is None:
-            raise ValueError(f"--code best: {path} names no code chosen on val; give the number of a code")
-        return chosen
-    number = wanted.removeprefix("code ")
-    if not re.fullmatch("[0-9]+", number):
-        raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
-    return f"code {int(number)}"
-
-
 def reply(args, model, enc, suffix, folder):
     """What --ask prints or writes."""
     rows = read_questions(args.ask)
@@ -366,7 +350,11 @@ def reply(args, model, enc, suffix, folder):
     if not many and args.code is None:
         print(ask(model, enc, args.ask, args.max_new_tokens, suffix))
         return
-    arm = "on" if args.code is None else code_arm(args.code, folder, model)
+    arm = "on"  # the router's codes
+    if args.code is not None:
+        if not model.codebook.weight.any():
+            raise ValueError("--code: this run has no codes")
+        arm = f"code {plumbing.find_code(folder, args.code)}"
     if args.out:
         plumbing.check_writable(Path(args.out))  # before the work, not after it
     answers = serve(model, enc, rows, arm, args.max_new_tokens, args.batch_size, suffix)

@@ -228,6 +228,12 @@ def control(line):
     return dict(zip(ways, counts.max(0) / len(line["tokens"]))), information(counts)
 
 
+def mean(values, form=".1f"):
+    """Mean ± sd of the values of several seeds, as text."""
+    spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
+    return f"{np.mean(values):{form}}{spread}"
+
+
 def accuracy(line, arm):
     """In percent, strict."""
     return 100 * line["strict"][arm].count("1") / len(line["tokens"])
@@ -238,10 +244,6 @@ def table(lines):
     groups = {}
     for line in lines:
         groups.setdefault(line["label"], []).append(line)
-
-    def mean(values, form=".1f"):
-        spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-        return f"{np.mean(values):{form}}{spread}"
 
     rows = [["run", "seeds", "accuracy %, plain", "majority of 8", "code chosen on val", "ways of plain answers",
              "best share of each way under one code", "seeds with all >= .98", "information of the code", "bits a row"]]
@@ -279,10 +281,6 @@ def lines_table(lines):
     groups = {}
     for line in lines:
         groups.setdefault(line["label"], []).append(line)
-
-    def mean(values, form):
-        spread = f" ± {np.std(values, ddof=1):{form}}" if len(values) > 1 else ""
-        return f"{np.mean(values):{form}}{spread}"
 
     out = ["| search | seeds | information | at T = 1 | as planned, % | of five operations, % "
            "| accuracy %, off | code chosen on val |", "|---" * 8 + "|"]

@@ -4,6 +4,7 @@ LINES): answers are generated under codes that switch at random, and each line's
 the code under which its first token was predicted.
 """
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -67,7 +68,7 @@ def follow_plans(model, enc, rows, max_new_tokens=320, temperature=0.0, seed=0):
     K, block = model.config.chunk, model.config.block_size
     items = [encode_row(row, enc) for row in rows]
     prompts = [ids[:n_prompt] for ids, n_prompt in items if n_prompt <= block]
-    n_chunks = -(-min(max(map(len, prompts)) + max_new_tokens, block) // K)
+    n_chunks = math.ceil(min(max(map(len, prompts)) + max_new_tokens, block) / K)
     plans = torch.stack([random_plan(n_chunks, model.config.n_codes, [seed, i]) for i in range(len(prompts))])
     answers = model.generate(prompts, max_new_tokens, plans.to(model.cos.device), end_tokens(enc), temperature)
 

@@ -340,19 +340,6 @@ def rest_of_run(run, saved):
     return run / "tokenizer.json"
 
 
-def find_code(run, wanted):
-    """The number that --code means: "1" or "code 1", or "best", which is the one that summary.json has chosen."""
-    summary = run / "summary.json"
-    if wanted == "best":
-        wanted = read_json(summary).get("chosen", "") if summary.exists() else ""
-        if not wanted:
-            raise ValueError(f"--code best: {summary} names no code that was chosen on val; give one, --code N")
-    number = wanted.removeprefix("code ")
-    if not number.isdecimal():
-        raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
-    return int(number)
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -364,7 +351,7 @@ def main(argv=None):
         checkpoint = args.run / "ckpt.pt" if args.run.is_dir() else args.run
         run = checkpoint.parent
         saved = plumbing.load_checkpoint(checkpoint)
-        code = None if args.code is None else find_code(run, args.code)
+        code = None if args.code is None else plumbing.find_code(run, args.code)
         model = plumbing.load_model(saved)
         if code is not None and not model.codebook.weight.any():
             raise ValueError(f"--code {code}: {run} has no trained codes; without --code its plain LM is written")

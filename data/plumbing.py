@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from data.files import read_json
 from data.tokens import find_rest, load_encoding
 from dlr import GPT, GPTConfig
 
@@ -119,6 +120,19 @@ def fingerprint(items):
     for ids, n_prompt in items:
         digest.update(array("q", [len(ids), n_prompt, *ids]))
     return digest.hexdigest()
+
+
+def find_code(run, wanted):
+    """The number that --code means: "1" or "code 1", or "best", the one that RUN/summary.json says was chosen."""
+    summary = run / "summary.json"
+    if wanted == "best":
+        wanted = read_json(summary).get("chosen", "") if summary.exists() else ""
+        if not wanted:
+            raise ValueError(f"--code best: {summary} names no code that was chosen on val; give one, --code N")
+    number = wanted.removeprefix("code ")
+    if not (number.isascii() and number.isdecimal()):
+        raise ValueError(f"--code must be best or the number of a code, got {wanted!r}")
+    return int(number)
 
 
 def check_same_start(out, then, now):
