@@ -41,7 +41,7 @@ METHODS = {
     "static": "--method static",
     "random_router": "--method random_router",
 }
-WORDS = METHODS | {"path": "--select path"}
+WORDS = METHODS | {"path": "--select path --n_codes 2"}
 RATES = ("5e-4", "1e-3", "2e-3")
 # The language model's rate, from the paper's to three times our best (1e-3, in words1000). At the low ones
 # nothing is answered rightly, so only likelihoods are measured.
