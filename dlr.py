@@ -13,12 +13,14 @@ codes. The code's learned vector is added to the state of every token of the chu
                                    +-- router --  codes a --+
                                                   ^ argmax, or in training the winner of a search
 
-Training. Rows are prompt + answer, only the answer's tokens are labels. Each step tries N code
+Training. Rows are prompt + answer, and only the answer's tokens are labels. Each step tries N code
 sequences (search), keeps the one that makes the answer most likely (select), and trains language
 model, codebook and router (update). The search sees the answer, inference does not: so the router
-learns to predict the winner from the prefix. Picking 1 of N leaks at most log2 N bits of an answer.
-A second search, ours (select="path"), gives each chunk its own credit: the shortest path over codes. It
-may leak log2 C bits a chunk, which is why it pays for each change of code.
+learns to predict the winner from the text so far.
+
+A second search, ours (select="path"), gives each chunk its own credit and finds the best path over
+codes. Whatever sees the answer can leak it: picking 1 of N sequences tells at most log2 N bits of an
+answer, a path up to log2 C bits a chunk. That is why a path pays for each change of code.
 
 The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
 the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves (the path
@@ -196,7 +198,7 @@ class GPT(nn.Module):
         angles = torch.outer(positions, rope_frequencies(config)).repeat(1, 2)  # (block_size, hd)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        # For the prior: a running average of how often code i is followed by code j, first uniform.
+        # For the regularizer: a running average of how often code i is followed by code j, at first uniform.
         self.register_buffer("bigram", torch.ones(config.n_codes, config.n_codes) / config.n_codes**2)
 
         for name, p in self.named_parameters():
@@ -204,7 +206,8 @@ class GPT(nn.Module):
                 adds_to_stream = name.endswith(("o_proj.weight", "down_proj.weight"))
                 nn.init.normal_(p, std=0.02 / math.sqrt(2 * config.n_layer) if adds_to_stream else 0.02)
         nn.init.normal_(self.router.weight, std=config.router_std)
-        nn.init.zeros_(self.codebook.weight)  # so training starts from exactly the plain LM
+        # Codes that are zero change nothing: training starts from exactly the plain LM.
+        nn.init.zeros_(self.codebook.weight)
 
     def _run(self, x, blocks, cache):
         """States x (B, T, H) through a range of blocks, behind the tokens that the cache holds."""
@@ -223,7 +226,8 @@ class GPT(nn.Module):
         h = h.detach().to(self.router.weight.dtype)
         if self.config.route_norm:
             h = F.rms_norm(h, h.shape[-1:], eps=1e-6)
-        with torch.autocast(h.device.type, enabled=False):  # bfloat16 would make close logits equal
+        # In float32 always: bfloat16 would make close logits equal.
+        with torch.autocast(h.device.type, enabled=False):
             return self.router(h)
 
     def steer(self, h, codes, start=0):
@@ -253,7 +257,9 @@ class GPT(nn.Module):
         h = self.lower(idx)
         if codes is None:
             codes = self.router_logits(h[:, :: self.config.chunk]).argmax(-1)  # (B, M)
-        x = self.upper(h if isinstance(codes, str) else self.steer(h, codes))  # the only str is "off"
+        if not isinstance(codes, str):  # the only string is "off"
+            h = self.steer(h, codes)
+        x = self.upper(h)
         if targets is None:
             return self.lm_head(x), None
         labelled = targets >= 0
@@ -281,7 +287,7 @@ class GPT(nn.Module):
         if select == "greedy":
             return z.argmax(-1)
         if select == "path":
-            # Each code held for the whole row, one upper half each; the path may change between them.
+            # How likely does each code, held for the whole row, make each chunk? One upper half a code.
             held = [self.token_logp(self.steer(h, code), targets) for code in range(z.size(-1))]  # C times (B, T)
             padded = F.pad(torch.stack(held), (0, -h.size(1) % self.config.chunk))  # T up to a multiple of K
             score = padded.unflatten(-1, (-1, self.config.chunk)).sum(-1)  # (C, B, M)
@@ -308,14 +314,16 @@ class GPT(nn.Module):
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood",
                  alpha_policy=0.1, alpha_reg=0.1, switch_cost=SWITCH_COST):
         """
-        The loss of one training step, and what each of its terms trains:
+        The loss of one training step. log p(x) is short for log p(answer | prompt):
 
             loss = - log p(x)                       generalist   LM: works without codes
                    - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: works with a*
-                   - alpha_policy * log p(a* | x)   policy       router: predict a* from the prefix
-                   + alpha_reg * KL(P || target)    regularizer  router: a prior, see prior_kl
+                   - alpha_policy * log p(a* | x)   policy       router: predict a* from the text so far
+                   + alpha_reg * KL(P || target)    regularizer  router: use codes by Zipf's law, see prior_kl
 
-        Dividing by sg p(x) changes no gradient; it makes the number a gain: > 0 means that codes help.
+        Dividing by sg p(x), the same number without a gradient, makes the second line a gain: > 0 means that
+        codes help. It cancels the first line's value: the loss is worth -log p(x | a*) plus the router's
+        two terms, and must not be compared with the loss of plain fine-tuning.
         log p(x): mean over the batch's labels; log p(a* | x): mean over its real chunks.
         How a* is chosen, row by row:
 
@@ -323,13 +331,13 @@ class GPT(nn.Module):
                 softmax(z / temperature), and the one with the greatest log p(x | a) wins;
             select "path" (ours): each code is held for the whole row; the best path through what that
                 makes of each chunk's own labels, less switch_cost nats for each change of code, see
-                best_path. Nothing is drawn. alpha_reg should then be 0, since the prior punishes a code
-                that lasts (train.py sees to it);
-            select "greedy": the router's argmax, nothing is searched and policy is 0, so that the prior
-                alone trains the router: the control that shows what searching adds.
+                best_path. Nothing is drawn. alpha_reg should then be 0, since the regularizer punishes a
+                code that lasts (train.py sees to it);
+            select "greedy": the router's argmax, nothing is searched and policy is 0, so that the
+                regularizer alone trains the router: the control that shows what searching adds.
 
         Returns (loss, terms): the four, detached, info_gain as a gain, and "usage" (C,), how many real
-        chunks the router's argmax gave each code. In train() mode the prior's running average moves on.
+        chunks the router's argmax gave each code. In train() mode the regularizer's running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
@@ -353,16 +361,17 @@ class GPT(nn.Module):
 
     def prior_kl(self, probs, mask):
         """
-        The marginal entropy regularizer: KL(P || target) in nats. P (C, C) is how often code i is
-        followed by code j: 0.8 * running average + 0.2 * this batch's mean of p(a_m = i) p(a_m+1 = j)
-        over neighbouring real chunks; probs (B, M, C), mask (B, M). The target: a detached copy of P,
-        made anew at each step, with almost no repetitions and Zipf's frequencies (bizipf_target).
+        The paper's marginal entropy regularizer: KL(P || target) in nats, probs (B, M, C), mask (B, M).
+        P (C, C) says how often code i is followed by code j: 0.8 * its running average + 0.2 * this
+        batch's mean of p(a_m = i) p(a_m+1 = j) over neighbouring real chunks. The target is a detached
+        copy of P, made anew at each step, with almost no repetitions and Zipf's frequencies.
         """
         neighbours = mask[:, :-1] & mask[:, 1:]  # (B, M-1)
         if self.config.n_codes == 1 or not neighbours.any():
             return probs.new_zeros(())
         first, second = probs[:, :-1][neighbours], probs[:, 1:][neighbours]  # (pairs, C) each
-        with torch.autocast(probs.device.type, enabled=False):  # shares of 1 / C^2 need float32
+        # Shares of 1 / C^2 need float32.
+        with torch.autocast(probs.device.type, enabled=False):
             P = 0.8 * self.bigram + 0.2 * (first.T @ second) / len(first)  # (C, C), sums to 1
         if self.training:
             self.bigram.copy_(P.detach())
@@ -463,8 +472,8 @@ class GPT(nn.Module):
     @classmethod
     def from_checkpoint(cls, path, **overrides):
         """A model from a checkpoint of train.py; overrides: n_codes, chunk, ... where codes are untrained."""
-        from data.plumbing import load_model
-        return load_model(path, **overrides)
+        saved = load_checkpoint(path)
+        return build(saved["config"], saved["model"], path, **overrides)
 
     @classmethod
     def from_pretrained(cls, folder, **overrides):
@@ -478,7 +487,7 @@ class GPT(nn.Module):
 def chunk_mask(targets, K):
     """
     Which chunks are real, the prompt's included: targets (B, T) -> bool (B, M). A row ends at its
-    last label; what follows is padding, whose chunks take no part in policy and prior.
+    last label; what follows is padding, whose chunks take no part in policy and regularizer.
     """
     position = torch.arange(targets.size(1), device=targets.device)
     row_len = torch.where(targets >= 0, position + 1, 0).amax(1)  # (B,)
@@ -520,9 +529,10 @@ def best_path(score, switch_cost):
 
 def bizipf_target(P):
     """
-    The prior's target for the bigram P (C, C): its diagonal damped by 1e-5 (a code should not follow
+    The regularizer's target for P (C, C): its diagonal damped by 1e-5 (a code should not follow
     itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
-    proportion to 1 / (i + 1), about the last fifth of them never. With C < 5 code 0 must repeat.
+    proportion to 1 / (i + 1), about the last fifth of them never. With C = 2 only code 0 is left:
+    there alpha_reg > 0 orders the router to collapse.
     """
     zipf = 1.0 / torch.arange(1, len(P) + 1, device=P.device)
     zipf[max(1, int(0.8 * len(P))) :] = 0.0
@@ -533,3 +543,53 @@ def bizipf_target(P):
         Q = Q * (zipf / Q.sum(1).clamp(min=1e-30))[:, None]
         Q = Q * (zipf / Q.sum(0).clamp(min=1e-30))[None, :]
     return Q
+
+
+# ---- The method ends here. Opening a checkpoint, without any other file of this repository. -------
+
+CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
+CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
+
+
+def load_checkpoint(path):
+    """The dict that train.py saved, on the CPU, with its "path". ValueError on a foreign or cut file."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:  # not there, or not to be read
+        raise
+    except Exception as e:  # torch.load fails in many ways on a truncated or foreign file
+        raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); truncated or foreign") from e
+    if not isinstance(saved, dict) or not {"config", "model"} <= saved.keys():
+        raise ValueError(f"{path}: not a checkpoint of train.py, which holds 'config' and 'model'")
+    return {**saved, "path": str(path)}
+
+
+def build(config, weights, source, **overrides):
+    """
+    A GPT from the fields of its config and a state dict, both found in `source`; float32.
+
+    Without a codebook, or with a zero one, codes start fresh under `overrides` of the config (n_codes,
+    chunk, ...; None = as it is). Trained codes keep their settings: other ones are a ValueError, as
+    are weights that do not fit the config.
+    """
+    weights = dict(weights)
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    if "block_size" in overrides:  # the model knows no position beyond its own context
+        overrides["block_size"] = min(overrides["block_size"], config["block_size"])
+    trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
+    if trained:
+        for name in CODE_SETTINGS:
+            wanted = overrides.pop(name, config[name])
+            if wanted != config[name]:
+                raise ValueError(f"{source}: codes trained with {name} {config[name]} do not work with {wanted}")
+    try:
+        model = GPT(GPTConfig(**{**config, **overrides}))
+        if not trained:
+            fresh = model.state_dict()
+            weights |= {name: fresh[name] for name in CODE_TENSORS}
+        if model.config.tie_embeddings and "embed_tokens.weight" in weights:
+            weights["lm_head.weight"] = weights["embed_tokens.weight"]
+        model.load_state_dict(weights)  # names all that is missing, unknown or of a wrong shape
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise ValueError(f"{source}: no GPT has this config and these weights: {e}") from e
+    return model

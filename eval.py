@@ -40,6 +40,7 @@ from data.grading import check_golds, grade
 from data.handles import describe, follow_plans
 from data.modes import LINES, way_of
 from data.tokens import DATASETS, collate, encode_row, end_tokens, load_rows
+from dlr import load_checkpoint
 
 ARMS = ("on", "off", "random", "shuffled")
 MAX_EACH, CHOOSE_ON = 16, 200  # "each" makes arms of at most so many codes, chosen on so many rows of val
@@ -253,12 +254,20 @@ def describe_choice(chosen, choice):
     return f"{nats}; {percent(other)} is within noise" if "strict" in scores[chosen] else nats
 
 
+CAPTION = """\
+nats/token: minus log-likelihood of a held-out answer's token; less is better. strict: right after the first ####.
+minus off: against the same weights without codes. Intervals: over the problems of this run; seeds differ, too."""
+
+
 def table(summaries):
-    """{name of a run: summary} as text, one line for each arm; how answers are told, if in several ways."""
+    """
+    {name of a run: summary} as text, one line for each arm. Said only where there is something to say: how
+    answers are told, if in several ways; how many are right by their last number (flexible), if that is
+    another number; how many have no ####.
+    """
     told = {way for summary in summaries.values() for s in summary["arms"].values() for way in s.get("ways", ())}
-    told.discard("none")  # cut short, which "parsed" says
-    lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}"
-             f"{'  minus off [95 %]':22}{'flexible':>9}{'parsed':>8}"]
+    told.discard("none")  # cut short, without ####
+    lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}  minus off [95 %]"]
     for name, summary in summaries.items():
         for arm, s in summary["arms"].items():
             line = f"{name:>14} {arm:9}{s['nats']:11.4f}"
@@ -269,9 +278,12 @@ def table(summaries):
                 if "strict_minus_off" in s:
                     points = [100 * x for x in s["strict_minus_off"]]
                     line += "  {:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
-                line = line.ljust(92) + f"{s['flexible']:9.1%}{s['parsed']:8.1%}"
-                if len(told) > 1:
-                    line += "  " + ", ".join(f"{share:.0%} {way}" for way, share in s["ways"].items())
+                notes = [f"{share:.0%} {way}" for way, share in s["ways"].items()] if len(told) > 1 else []
+                if s["flexible"] != s["strict"]:
+                    notes.append(f"flexible {s['flexible']:.1%}")
+                if s["parsed"] < 0.995:
+                    notes.append(f"{1 - s['parsed']:.0%} without ####")
+                line = f"{line:90}  {', '.join(notes)}".rstrip()
             if arm == summary.get("chosen"):
                 line += "  <- best on val"
                 if "choice" in summary:
@@ -393,7 +405,7 @@ def results_file(folder, data, split):
 def load_run(path):
     """A run's folder or ckpt.pt -> (model, encoding, ids that end every prompt (pause), flags)."""
     path = Path(path)
-    saved = plumbing.load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
+    saved = load_checkpoint(path / "ckpt.pt" if path.is_dir() else path)
     if not {"tokenizer", "train"} <= saved.keys():
         raise ValueError(f"{path}: a checkpoint without tokenizer and flags; give a run made by train.py")
     return *plumbing.open_model(saved), saved.get("suffix", []), saved["train"]
@@ -448,7 +460,7 @@ def main(argv=None):
                 summary["handles"] = follow_plans(model, enc, rows, args.max_new_tokens, seed=args.seed)
         # Printed before it is written: what a full disk or a read-only folder takes is the files alone.
         print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
-        print(table({flags["method"]: summary}))
+        print(table({flags["method"]: summary}), CAPTION, sep="\n")
         if "handles" in summary:
             print(describe(summary["handles"]))
         summary |= {"data": data, "split": args.split}

@@ -29,17 +29,17 @@ from tqdm import tqdm
 from data import plumbing
 from data.files import read_json, read_jsonl
 from data.handles import describe, follow_plans
-from data.modes import LINES
+from data.modes import LINES, MODES
 from data.tokens import DATASETS, collate, encode_rows, load_rows
-from dlr import SWITCH_COST
-from eval import ARMS, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate, table
+from dlr import SWITCH_COST, load_checkpoint
+from eval import ARMS, CAPTION, MAX_EACH, bootstrap, check_golds, choosing_rows, evaluate, table
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
 LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
-# A path's codes must part fast, and last: the prior would punish that.
+# A path's codes must part fast, and last: the regularizer would punish that.
 PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
 RISE = 3.0  # the price of a change of code at the end, in --switch_cost
@@ -63,12 +63,13 @@ def parse(argv):
     flag("out", "", "folder of the run; empty: runs/METHOD-DATE-TIME")
     flag("resume", False, "go on with the run in --out, under its own flags")
     flag("tiny", False, "a short version: few rows, steps and test problems")
-    flag("baseline", True, "after dlr, also train sft under the same budget and print it beside")
+    flag("baseline", True, "after dlr, also train sft, once for as many steps and once with as much compute, "
+         "and print them beside (with --data lines only the first)")
     flag("seed", 0, "of the order of rows, the search and the router's start; the rows are always the same")
     flag("device", "auto", "where to run", choices=["auto", "cpu", "cuda", "mps"])
     flag("dtype", "auto", "of matrix products; auto: bfloat16 on a GPU", ["auto", "float32", "bfloat16"])
     # budget
-    flag("rows", 0, "training rows; 0 = all of the split")
+    flag("rows", 0, "training rows; 0 = all of the split (word problems: 1000 unless given)")
     flag("epochs", 3.0, "passes over the rows")
     flag("batch_size", 8, "rows per optimizer step")
     flag("grad_accum", 1, "micro-batches that a batch is cut into, to save memory")
@@ -76,7 +77,7 @@ def parse(argv):
     flag("code_lr", 1e-2, "peak learning rate of codebook and router")
     # Dynamic Latent Routing
     flag("n_codes", 32, "C, codes in the codebook")
-    flag("chunk", 4, "K, tokens per chunk; 0 = one code for the whole row")
+    flag("chunk", 4, "K, tokens per chunk")
     flag("steer_layer", -1, "l*, blocks below the steering; -1 = half of them, with --select path three quarters")
     flag("steer_scale", 0.5, "alpha, scale of the added code vector")
     flag("route_norm", True, "the router reads the RMS-normalised state; the paper: --no-route_norm")
@@ -93,7 +94,8 @@ def parse(argv):
     # evaluation and checkpoints
     flag("block_size", 512, "longest sequence, longer rows are left out (a .pt checkpoint keeps its own)")
     flag("eval_split", "test", "split that is evaluated at the end")
-    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split, -1 = none")
+    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split (word problems: 500 unless given, "
+         "those answered in several ways: 300), -1 = none")
     flag("max_new_tokens", 320, "longest answer generated, in tokens")
     flag("generate", True, "generate and grade answers; --no-generate: likelihood only, fast")
     flag("save_every", 200, "steps between checkpoints")
@@ -110,7 +112,7 @@ def parse(argv):
             raise ValueError(f"--resume: {path} was written by another version, with other flags: {differ}")
         return argparse.Namespace(**{**saved, "resume": True, "out": args.out})
 
-    positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
+    positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_codes", "chunk", "n_rollouts", "block_size",
                 "max_new_tokens", "save_every")
     for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
@@ -128,9 +130,14 @@ def parse(argv):
             setattr(args, name, PATH[name])
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
-    for name, small in {"rows": 160, "epochs": 2.0, "eval_rows": 100}.items():
-        if args.tiny and name not in given:
-            setattr(args, name, small)
+    # The generated data are as many as one likes. These take about six minutes on two cores.
+    short = {"rows": 1000, "eval_rows": 500} if args.data == "wordproblems" else {}
+    if args.data in MODES | LINES:
+        short = {"eval_rows": 300}
+    if args.tiny:
+        short = {"rows": 160, "epochs": 2.0, "eval_rows": 100}
+    for name in short.keys() - given:
+        setattr(args, name, short[name])
     # A run can be used from any folder: paths are kept absolute.
     if args.data not in DATASETS:
         args.data = str(Path(args.data).resolve())
@@ -138,6 +145,16 @@ def parse(argv):
         args.init_from = str(Path(args.init_from).resolve())
     args.out = args.out or f"runs/{args.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
+
+
+def cost_of_step(args, config):
+    """
+    What a step of DLR costs, in steps of SFT: a pass with gradient costs three without. The lower half runs once,
+    with gradient; the upper one twice with gradient, codes off and on, and without for every candidate.
+    """
+    tried = {"likelihood": args.n_rollouts, "path": config["n_codes"], "greedy": 0}[args.select]
+    lower = config["steer_layer"] / config["n_layer"]
+    return (3 * lower + (2 * 3 + tried) * (1 - lower)) / 3
 
 
 def learning_rate(step, steps):
@@ -192,7 +209,7 @@ def train(args):
     # The model, from the start or where the run was left.
     torch.manual_seed(args.seed)
     ckpt = out / "ckpt.pt"
-    saved = plumbing.load_checkpoint(ckpt) if args.resume and ckpt.exists() else None
+    saved = load_checkpoint(ckpt) if args.resume and ckpt.exists() else None
     routing = {name: getattr(args, name) for name in
                ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm", "router_std")}
     routing["steer_layer"] = None if args.steer_layer == -1 else args.steer_layer  # None: half
@@ -223,6 +240,8 @@ def train(args):
     if args.method == "dlr" and args.select == "path":
         say(f"--select path: --switch_cost {args.switch_cost:g} --code_lr {args.code_lr:g} "
             f"--alpha_reg {args.alpha_reg:g} --steer_layer {model.config.steer_layer}")
+    if args.method == "dlr" and args.n_codes == 2 and args.alpha_reg > 0:
+        say("--n_codes 2: the regularizer wants code 0 everywhere; --alpha_reg 0 goes without it")
 
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()
@@ -310,7 +329,14 @@ def train(args):
         if rank == 0:
             line = {"step": step, **metrics, "lr": args.lr * rate, "seconds": round(seconds, 3)}
             log.write(json.dumps(line) + "\n")
-            bar.set_postfix({k: f"{metrics[k]:.3f}" for k in ("loss", "info_gain", "active") if k in metrics})
+            # What can be compared between methods: nats per answer token, without codes and with the search's.
+            shown = f"nats {metrics.get('generalist', metrics['loss']):.3f}"
+            if "info_gain" in metrics:
+                shown += f", with codes {metrics['generalist'] - metrics['info_gain']:.3f}"
+                shown += f", {metrics['active']:.0%} of codes used"
+            bar.set_postfix_str(shown)
+            if bar.disable and 10 * step // steps > 10 * (step - 1) // steps:  # no terminal: ten lines instead
+                say(f"{args.method} {step}/{steps}: {shown}, {seconds:.0f} s")
             if step % args.save_every == 0 or last:
                 plumbing.write_checkpoint(ckpt, {
                     "config": dataclasses.asdict(model.config), "model": model.state_dict(),
@@ -329,7 +355,7 @@ def run(args):
     if args.resume and (out / "summary.json").exists():  # the last file written: all is done
         return read_json(out / "summary.json"), [item for _, item in read_jsonl(out / "answers.jsonl")]
     held_out, val, arms = [], [], ARMS if args.method in CODED else ("off",)
-    handles = args.method == "dlr" and (args.select == "path" or args.chunk == 0)  # a code may be forced everywhere
+    handles = args.method == "dlr" and args.select == "path"  # its codes are meant to be forced
     if args.eval_rows >= 0:  # read before training: what is wrong with it is found now
         held_out = load_rows(args.data, args.eval_split, args.eval_rows or None, at_most=args.tiny)
         if handles and args.n_codes <= MAX_EACH:
@@ -356,6 +382,21 @@ def run(args):
     return summary, records
 
 
+def compare(dlr, name, sft, generated):
+    """Print how the codes, under the code chosen on val if there is one, differ from an SFT run, problem by problem."""
+    (summary, dlr), (_, sft) = dlr, sft
+    if [r["question"] for r in dlr] != [r["question"] for r in sft]:
+        sys.exit(plumbing.fail("train.py", f"dlr and {name} answered different problems: the data have changed"))
+    arm = summary.get("chosen", "on")
+    tokens = [r["tokens"] for r in dlr]
+    a, b = [r[arm]["nll"] / r["tokens"] for r in dlr], [r["off"]["nll"] / r["tokens"] for r in sft]
+    line = "dlr {} - {}: {:+.4f} nats per answer token [{:+.4f}, {:+.4f}]".format(arm, name, *bootstrap(a, b, tokens))
+    if generated:
+        a, b = [100 * r[arm]["strict"] for r in dlr], [100 * r["off"]["strict"] for r in sft]
+        line += ", {:+.1f} points [{:+.1f}, {:+.1f}]".format(*bootstrap(a, b))
+    print(line)
+
+
 def main(argv=None):
     plumbing.safe_output()
     with plumbing.one_line_errors("train.py"):
@@ -363,9 +404,14 @@ def main(argv=None):
         try:
             with plumbing.alone_in(args.out):
                 runs = {args.method: run(args)}
-                if args.method == "dlr" and args.baseline:  # the same rows, steps and rates, without codes
-                    sft = argparse.Namespace(**{**vars(args), "method": "sft", "out": f"{args.out}/sft"})
-                    runs["sft"] = run(sft)
+                if args.method == "dlr" and args.baseline:  # the same rows and rates, without codes
+                    sft = vars(args) | {"method": "sft", "out": f"{args.out}/sft"}
+                    runs["sft"] = run(argparse.Namespace(**sft))
+                    if args.data not in LINES:  # where accuracy is the question, not control
+                        config = load_checkpoint(Path(args.out, "ckpt.pt"))["config"]
+                        epochs = round(args.epochs * cost_of_step(args, config), 2)
+                        sft |= {"epochs": epochs, "out": f"{args.out}/sft-compute"}
+                        runs[f"sft {epochs:g} epochs"] = run(argparse.Namespace(**sft))
         except KeyboardInterrupt:
             if (Path(args.out) / "config.json").exists():
                 print(f"interrupted; go on with: python train.py --resume --out {args.out}")
@@ -374,22 +420,15 @@ def main(argv=None):
         return
     runs = {name: result for name, result in runs.items() if result}
     if runs:
-        print(table({name: summary for name, (summary, _) in runs.items()}))
+        print(table({name: summary for name, (summary, _) in runs.items()}), CAPTION, sep="\n")
     for summary, _ in runs.values():
         if "handles" in summary:
             print(describe(summary["handles"]))
-    if len(runs) == 2:
-        (summary, dlr), (_, sft) = runs.values()
-        if [r["question"] for r in dlr] != [r["question"] for r in sft]:
-            sys.exit(plumbing.fail("train.py", "dlr and sft answered different problems: the data have changed"))
-        arm = summary.get("chosen", "on")
-        a, b = [r[arm] for r in dlr], [r["off"] for r in sft]
-        tokens = [r["tokens"] for r in dlr]
-        nats = bootstrap([x["nll"] / n for x, n in zip(a, tokens)], [x["nll"] / n for x, n in zip(b, tokens)], tokens)
-        print("dlr {} - sft: {:+.4f} nats per answer token, 95 % [{:+.4f}, {:+.4f}]".format(arm, *nats))
-        if args.generate:
-            points = bootstrap([100 * x["strict"] for x in a], [100 * x["strict"] for x in b])
-            print("dlr {} - sft: {:+.1f} points of strict accuracy, 95 % [{:+.1f}, {:+.1f}]".format(arm, *points))
+    if runs and args.method == "dlr":
+        seconds = {name: summary["train_seconds"] for name, (summary, _) in runs.items()}
+        print("seconds of training: " + ", ".join(f"{name} {s:.0f}" for name, s in seconds.items()))
+    for name in [*runs][1:]:
+        compare(runs[args.method], name, runs[name], args.generate)
     print(f"everything is in {args.out}")
 
 

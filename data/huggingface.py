@@ -29,7 +29,6 @@ if __name__ == "__main__":  # a script's own folder is on the path, the reposito
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import parse, read_json
-from data.plumbing import CODE_SETTINGS, CODE_TENSORS, build
 from data.tokens import (
     END,
     GENERATION,
@@ -41,6 +40,7 @@ from data.tokens import (
     load_encoding,
     tokenizer_json,
 )
+from dlr import CODE_SETTINGS, CODE_TENSORS, build, load_checkpoint
 
 try:
     from safetensors import SafetensorError, safe_open
@@ -350,9 +350,9 @@ def main(argv=None):
     with plumbing.one_line_errors("huggingface.py"):
         checkpoint = args.run / "ckpt.pt" if args.run.is_dir() else args.run
         run = checkpoint.parent
-        saved = plumbing.load_checkpoint(checkpoint)
+        saved = load_checkpoint(checkpoint)
         code = None if args.code is None else plumbing.find_code(run, args.code)
-        model = plumbing.load_model(saved)
+        model = build(saved["config"], saved["model"], saved["path"])
         if code is not None and not model.codebook.weight.any():
             raise ValueError(f"--code {code}: {run} has no trained codes; without --code its plain LM is written")
         save(model, args.folder, code, rest_of_run(run, saved))

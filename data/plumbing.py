@@ -19,37 +19,15 @@ import torch
 
 from data.files import read_json
 from data.tokens import find_rest, load_encoding
-from dlr import GPT, GPTConfig
+from dlr import GPT, GPTConfig, build, load_checkpoint
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
 
-CODE_TENSORS = ("codebook.weight", "router.weight", "bigram")
-CODE_SETTINGS = ("n_codes", "chunk", "steer_layer", "steer_scale", "route_norm")  # trained codes need these
 BASE = Path(__file__).parent / "wordproblems_base.pt"
 BASE_SHAPE = {"n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128}
-
-
-def load_checkpoint(path):
-    """The dict that train.py saved, on the CPU, with its "path". ValueError on a foreign or cut file."""
-    try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:  # not there, or not to be read
-        raise
-    except Exception as e:  # torch.load fails in many ways on a truncated or foreign file
-        raise ValueError(f"{path}: not a readable checkpoint ({type(e).__name__}); truncated or foreign") from e
-    if not isinstance(saved, dict) or not {"config", "model"} <= saved.keys():
-        raise ValueError(f"{path}: not a checkpoint of train.py, which holds 'config' and 'model'")
-    return {**saved, "path": str(path)}
-
-
-def load_model(saved, **overrides):
-    """A GPT from a checkpoint: its path, or what load_checkpoint returned. See build."""
-    if not isinstance(saved, dict):
-        saved = load_checkpoint(saved)
-    return build(saved["config"], saved["model"], saved["path"], **overrides)
 
 
 def open_model(source, block_size=None, **overrides):
@@ -57,12 +35,10 @@ def open_model(source, block_size=None, **overrides):
     (GPT, its tokenizer). source: "base", the embedded model; "scratch", one of its shape, untrained;
     a Hugging Face folder; a run's folder; or a checkpoint, its path or load_checkpoint's dict.
     block_size may shorten a Hugging Face model's long context; a checkpoint keeps its own. overrides:
-    see build; chunk 0 is one code for the whole row.
+    see build.
     """
     if source == "scratch":
         enc = load_encoding("wordproblems")
-        if overrides.get("chunk") == 0:
-            overrides["chunk"] = block_size
         return GPT(GPTConfig(enc.n_vocab, block_size, **BASE_SHAPE, **overrides)), enc
     source = BASE if source == "base" else source
     if not isinstance(source, dict) and Path(source, "ckpt.pt").is_file():  # a run's folder
@@ -74,44 +50,11 @@ def open_model(source, block_size=None, **overrides):
         saved = source if isinstance(source, dict) else load_checkpoint(source)
         beside = Path(saved["path"]).parent / "tokenizer.json"  # train.py put it there
         enc = load_encoding(beside if beside.exists() else saved.get("tokenizer", "wordproblems"))
-        model = load_model(saved, **overrides)
+        model = build(saved["config"], saved["model"], saved["path"], **overrides)
         source = saved["path"]
     if enc.n_vocab > model.config.vocab_size:
         raise ValueError(f"{source}: its tokenizer has {enc.n_vocab} tokens, the model {model.config.vocab_size}")
     return model, enc
-
-
-def build(config, weights, source, **overrides):
-    """
-    A GPT from the fields of its config and a state dict, both found in `source`; float32.
-
-    Without a codebook, or with a zero one, codes start fresh under `overrides` of the config (n_codes,
-    chunk, ...; None = as it is). Trained codes keep their settings: other ones are a ValueError, as
-    are weights that do not fit the config.
-    """
-    weights = dict(weights)
-    overrides = {name: value for name, value in overrides.items() if value is not None}
-    if "block_size" in overrides:  # the model knows no position beyond its own context
-        overrides["block_size"] = min(overrides["block_size"], config["block_size"])
-    if overrides.get("chunk") == 0:  # one code for the whole row
-        overrides["chunk"] = overrides.get("block_size", config["block_size"])
-    trained = "codebook.weight" in weights and bool(weights["codebook.weight"].any())
-    if trained:
-        for name in CODE_SETTINGS:
-            wanted = overrides.pop(name, config[name])
-            if wanted != config[name]:
-                raise ValueError(f"{source}: codes trained with {name} {config[name]} do not work with {wanted}")
-    try:
-        model = GPT(GPTConfig(**{**config, **overrides}))
-        if not trained:
-            fresh = model.state_dict()
-            weights |= {name: fresh[name] for name in CODE_TENSORS}
-        if model.config.tie_embeddings and "embed_tokens.weight" in weights:
-            weights["lm_head.weight"] = weights["embed_tokens.weight"]
-        model.load_state_dict(weights)  # names all that is missing, unknown or of a wrong shape
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{source}: no GPT has this config and these weights: {e}") from e
-    return model
 
 
 def fingerprint(items):

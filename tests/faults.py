@@ -24,7 +24,7 @@ import torch
 from conftest import small_run
 
 import train
-from data.plumbing import load_checkpoint
+from dlr import load_checkpoint
 
 FORK = multiprocessing.get_context("forkserver")
 FORK.set_forkserver_preload(["torch._dynamo", "train"])  # the optimizer imports the first

@@ -15,8 +15,7 @@ from conftest import small_run
 from faults import FILES, HALF, PLACED, WHOLE, again, assert_same, finish, start, steps
 
 import train
-from data.plumbing import load_checkpoint
-from dlr import GPT
+from dlr import GPT, load_checkpoint
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from analysis.modes import control, information
 from data.handles import first_tokens, follow_plans
 from data.modes import LINE_MANNERS, LINES, make_wrong, manner_of, tell, tell_line, way_of
 from data.modes import main as make_folder
-from data.plumbing import open_model
 from data.tokens import load_encoding, load_rows
 from dlr import GPT, GPTConfig
 
@@ -143,14 +142,6 @@ def test_a_folder_of_mixed_answers(tmp_path, capsys):
     assert {row["way"] for row in rows} == {"worked", "short"} and len(rows) == 20
     assert all(way_of(row["answer"]) == row["way"] for row in rows)
     assert all(way_of(row["answer"]) == "worked" for row in load_rows(str(tmp_path / "mixed"), "test", 20))
-
-
-def test_chunk_0_is_one_code_for_the_whole_row():
-    """Broken if --chunk 0 cut a row, from the embedded base or from scratch."""
-    for source, block in (("base", 512), ("scratch", 96)):
-        model, _ = open_model(source, block, chunk=0)
-        assert model.config.chunk == model.config.block_size
-        assert model.route(torch.ones(1, 90, dtype=torch.long)).shape == (1, 1, 32)
 
 
 def model_of(n_codes):

@@ -1,5 +1,6 @@
 """train.py end to end: the real script with tiny sizes, its methods, files and processes."""
 
+import argparse
 import gc
 import io
 import json
@@ -21,10 +22,10 @@ from faults import steps
 
 import eval as evaluation
 import train
-from data.plumbing import BASE, load_checkpoint
+from data.plumbing import BASE
 from data.tokens import encode_rows, load_encoding, load_rows
 from data.wordproblems import generate
-from dlr import GPT, SWITCH_COST
+from dlr import GPT, SWITCH_COST, load_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -61,14 +62,16 @@ def test_the_main_job(tmp_path, capsys):
     out = tmp_path / "run"
     train.main(["--rows", "16", "--epochs", "1", "--eval_rows", "6", "--device", "cpu", "--out", str(out)])
     text = capsys.readouterr().out
-    arms = [tuple(line.split()[:2]) for line in text.splitlines() if line.endswith("%")]
-    assert arms == [("dlr", "on"), ("dlr", "off"), ("dlr", "random"), ("dlr", "shuffled"), ("sft", "off")]
-    assert "nats per answer token" in text and "points of strict accuracy" in text
+    arms = [line[:24].split() for line in text.partition("nats/token")[2].partition("nats/token:")[0].splitlines()[1:]]
+    assert arms == [["dlr", "on"], ["dlr", "off"], ["dlr", "random"], ["dlr", "shuffled"], ["sft", "off"],
+                    ["sft", "2.17", "epochs", "off"]], "N = 4 at half depth: a step costs (4.5 + 4 / 2) / 3 of SFT"
+    for name in ("sft", "sft 2.17 epochs"):
+        assert f"dlr on - {name}: " in text and f"{name} " in text.partition("seconds of training: ")[2]
     assert "device: cpu (--device), float32" in text
-    for folder in (out, out / "sft"):
-        assert {path.name for path in folder.iterdir()} - {"sft"} == {
+    for folder, budget in ((out, 2), (out / "sft", 2), (out / "sft-compute", math.ceil(2.17 * 16 / 8))):
+        assert {path.name for path in folder.iterdir()} - {"sft", "sft-compute"} == {
             "config.json", "metrics.jsonl", "ckpt.pt", "summary.json", "answers.jsonl"}
-        assert len(steps(folder)) == 2, "sft must have the same budget of steps"
+        assert len(steps(folder)) == budget
     answers = [json.loads(line) for line in (out / "answers.jsonl").read_text().splitlines()]
     assert len(answers) == 6 and answers[0]["on"]["text"] and answers[0]["question"]
 
@@ -137,6 +140,28 @@ def test_a_run_on_lines_says_how_far_its_codes_are_handles(tmp_path, capsys):
 
 
 # ---- what a step trains on, and what learns ------------------------------------------------------
+
+
+def test_without_a_terminal_ten_lines_say_how_training_goes(tmp_path, small, capsys):
+    """Broken if nohup or tee showed nothing, or numbers that cannot be compared with SFT's."""
+    train.main([*small, "--method", "dlr", "--no-baseline", "--out", str(tmp_path)])
+    said = r"dlr (\d+)/(\d+): nats (\S+), with codes (\S+), \d+% of codes used, \d+ s"
+    lines = re.findall(said, capsys.readouterr().out)
+    log = steps(tmp_path)
+    assert 1 <= len(lines) <= 10 and lines[-1][:2] == (str(len(log)), str(len(log)))
+    last = log[-1]
+    assert lines[-1][2:] == (f"{last['generalist']:.3f}", f"{last['generalist'] - last['info_gain']:.3f}")
+
+
+def test_a_step_costs_what_its_passes_cost():
+    """Broken if the SFT of equal compute got another budget than counting forward passes says."""
+    def cost(select, n, steer_layer):
+        return train.cost_of_step(argparse.Namespace(select=select, n_rollouts=n),
+                                  {"n_codes": n, "n_layer": 4, "steer_layer": steer_layer})
+    # in forward passes of the whole model: lower + its gradient, two upper + theirs, the candidates' upper
+    assert cost("likelihood", 8, 2) == pytest.approx((0.5 * 3 + 2 * 0.5 * 3 + 8 * 0.5) / 3)
+    assert cost("path", 2, 3) == pytest.approx((0.75 * 3 + 2 * 0.25 * 3 + 2 * 0.25) / 3) == pytest.approx(4.25 / 3)
+    assert cost("greedy", 8, 0) == pytest.approx(2), "two passes with gradient and nothing else"
 
 
 def test_every_epoch_shows_every_row_once_in_another_order(tmp_path, small, monkeypatch):
@@ -410,3 +435,13 @@ def test_a_locale_without_utf8_changes_nothing(tmp_path):
     assert len(written) >= 10 and all(path.read_text(encoding="utf-8") for path in written)
     answer = (tmp_path / "běh" / "answers.jsonl").read_text(encoding="utf-8").splitlines()[0]
     assert json.loads(answer)["question"] == "Žofie?"
+
+
+def test_a_checkpoint_opens_in_a_project_with_a_data_package_of_its_own(tmp_path):
+    """Broken if dlr.py alone, or beside a `data` that is not ours, could not open a run."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "__init__.py").write_text("")
+    shutil.copyfile(ROOT / "dlr.py", tmp_path / "dlr.py")
+    code = f"import data; from dlr import GPT; print(GPT.from_checkpoint({str(BASE)!r}, n_codes=3).config.n_codes)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert (done.stdout, done.returncode) == ("3\n", 0), done.stderr
