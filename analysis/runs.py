@@ -160,9 +160,11 @@ def measure(name, label, flags, seed):
 def read_run(out):
     """What a finished run's folder says, as the rest of a line."""
     summary = json.loads((out / "summary.json").read_text(encoding="utf-8"))
-    steps, seconds = len(read_lines(out / "metrics.jsonl")), summary["train_seconds"]
-    records = read_lines(out / "answers.jsonl")
-    line = {"steps": steps, "seconds": seconds, "tokens": [r["tokens"] for r in records], "nll": {}}
+    metrics, records = read_lines(out / "metrics.jsonl"), read_lines(out / "answers.jsonl")
+    line = {"steps": len(metrics), "seconds": summary["train_seconds"]}
+    if "info_gain" in metrics[-1]:  # under the search's codes, in the end
+        line["info_gain"] = round(float(np.mean([m["info_gain"] for m in metrics[-100:]])), 4)
+    line |= {"tokens": [r["tokens"] for r in records], "nll": {}}
     for arm in summary["arms"]:
         line["nll"][arm] = [round(r[arm]["nll"], 3) for r in records]
         if "strict" in records[0][arm]:
