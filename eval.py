@@ -442,6 +442,7 @@ def main(argv=None):
         device, _ = plumbing.find_device(args.device)
         model, enc, suffix, flags = load_run(args.run)
         model.to(device).eval()
+        plumbing.spare_threads(model, device)
         run = Path(args.run)
         folder = run if run.is_dir() else run.parent
         with plumbing.precision(flags["dtype"], device):  # as it was trained

@@ -243,6 +243,8 @@ def train(args):
     if args.method == "dlr" and args.n_codes == 2 and args.alpha_reg > 0:
         say("--n_codes 2: the regularizer wants code 0 everywhere; --alpha_reg 0 goes without it")
 
+    plumbing.spare_threads(model, device)
+
     # What learns, and the optimizer. Codes learn much faster than the language model, without decay.
     model.to(device).train()
     lm, codes = [], []

@@ -25,7 +25,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-from analysis import modes  # noqa: E402
+from analysis import figures, modes  # noqa: E402
 from data import plumbing  # noqa: E402
 from data.files import read_json, read_jsonl  # noqa: E402
 from data.modes import LINES  # noqa: E402
@@ -104,9 +104,9 @@ EXPERIMENTS = {
         "one code a row, half depth": f"{MODES} --data modes {LASTING} --n_codes 2",
     }),
     "modes_plain": ([0, 1, 2], {  # the same flags where every answer is worked: is it the data?
-        "SFT": f"{MODES} --method sft",
-        "path": f"{MODES} {TWO}",
-        "one code a row, half depth": f"{MODES} {LASTING} --n_codes 2",
+        "SFT": f"{MODES} --rows 2000 --method sft",
+        "path": f"{MODES} --rows 2000 {TWO}",
+        "one code a row, half depth": f"{MODES} --rows 2000 {LASTING} --n_codes 2",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
@@ -328,7 +328,9 @@ def main(argv=None):
     order = list(settings)
     order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))
-    if args.name.startswith("lines"):
+    if args.name == "rates":
+        print(figures.rates_table())
+    elif args.name.startswith("lines"):
         print(modes.lines_table(lines))
     elif args.name.startswith("modes"):
         print(modes.table(lines), differences(lines), sep="\n\n")

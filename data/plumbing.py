@@ -109,6 +109,15 @@ def find_device(wanted):
     return wanted, "--device"
 
 
+def spare_threads(model, device):
+    """
+    One CPU thread for a small model: a second one gains it nothing, and halves its speed where another
+    process is busy. OMP_NUM_THREADS, if set, is obeyed.
+    """
+    if device == "cpu" and "OMP_NUM_THREADS" not in os.environ and sum(p.numel() for p in model.parameters()) < 10**7:
+        torch.set_num_threads(1)
+
+
 def precision(dtype, device):
     """The context for --dtype: bfloat16 autocast, or nothing; auto = bfloat16 where a GPU has it."""
     if dtype == "auto":
