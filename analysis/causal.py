@@ -15,6 +15,7 @@ Three questions, each with the control that a naive answer lacks:
     random    uniformly drawn codes               shuffled  a row's own codes, permuted within the row
     position  codes of other problems at the same place: what is left is what position alone says
     mean      the mean vector in every chunk: what one static code would do
+    code 3    code 3 in every chunk, for each code of at most 16; the one chosen on val is marked
     a code    wherever the router chooses it, another code that is in use takes its place
     sham      the same for a code that never fires: must change nothing
 
@@ -41,15 +42,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from analysis.labels import label_rows  # noqa: E402
 from analysis.routing import codes_of_answer_tokens, ngram_purity, routing  # noqa: E402
+from data.files import read_json  # noqa: E402
 from data.plumbing import find_device, one_line_errors, precision, safe_output, write_text  # noqa: E402
 from data.tokens import collate, encode_row, end_tokens, load_rows  # noqa: E402
-from eval import arm_codes, bootstrap, by_length, check_golds, decode, grade, load_run  # noqa: E402
+from eval import MAX_EACH, arm_codes, bootstrap, by_length, check_golds, decode, each_code, grade, load_run  # noqa: E402
 
-ARMS = {  # every intervention, in words
+ARMS = {  # the interventions in words; those that force a code: see in_words
     "off": "no codes", "mean": "the mean vector everywhere", "random": "random codes",
     "shuffled": "own codes, shuffled", "position": "other problems' codes"}
 FRESH = 8  # untrained routers, and drawings of random codes, measured beside the trained router
 FEW = 20  # with fewer problems no verdict is given
+
+
+def in_words(result):
+    """{arm: what it does} of the interventions that `analyze` made: ARMS, then each code that was forced."""
+    forced = [arm for arm in result["arms"] if arm.startswith("code ")]
+    best = result.get("chosen")
+    return ARMS | {arm: f"{arm} everywhere{', best on val' if arm == best else ''}" for arm in forced}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -187,11 +196,12 @@ def holm(p):
 # The three questions.
 
 
-def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128, seed=0):
+def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128, seed=0, chosen=None):
     """
     All tests on the problems `rows` -> a dict for json: problems, left_out (too long for the context),
     codebook, routing, arms, codes, sham, and findings in sentences. Differences are to "on": difference,
     low, high, a 95 % bootstrap interval over problems, in nats per answer token and as a fraction right.
+    chosen: the arm of the code that did best on val, such as "code 1".
     """
     if not model.codebook.weight.any():
         raise ValueError("every code of this run is zero: there is nothing to analyze")
@@ -264,6 +274,8 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     tests = {"off": (torch.zeros_like(vectors), argmax), "mean": (mean.expand(C, -1).contiguous(), argmax)}
     for name in ("random", "shuffled", "position"):
         tests[name] = vectors, drawn(name, gold_codes), drawn(name, text_codes)
+    for code, arm in enumerate(each_code(model) if C <= MAX_EACH else ()):
+        tests[arm] = vectors, from_table(torch.full((P, n_chunks), code, device=device))
     for name, test in tqdm(tests.items(), desc="arms", leave=False, disable=None):
         arms[name] = against_on(*measure(*test))
 
@@ -288,8 +300,8 @@ def analyze(model, enc, rows, generate=True, max_new_tokens=320, batch_size=128,
     silent = [k for k in range(C) if not any((own == k).any() for own in gold_codes + text_codes)]
     sham = {"code": silent[0], **ablation(silent[0], in_full=True)} if silent else None
 
-    result = {"problems": P, "left_out": len(encoded) - P, "seed": seed, "arms": arms, "codes": codes,
-              "sham": sham, "codebook": codebook(vectors, usage),
+    result = {"problems": P, "left_out": len(encoded) - P, "seed": seed, "arms": arms, "chosen": chosen,
+              "codes": codes, "sham": sham, "codebook": codebook(vectors, usage),
               "routing": routing_of(model, items, gold_codes, label_rows(rows, items, enc), seed)}
     return result | {"findings": findings(result)}
 
@@ -339,20 +351,24 @@ def findings(result):
     book, arms, kinds, said = result["codebook"], result["arms"], result["routing"], []
     C, P, generate = len(result["codes"]), result["problems"], "strict" in arms["on"]
 
-    active = "Yes" if book["perplexity"] >= 2 else "Barely" if book["used"] > 1 else "No"
+    most = max(code["share"] for code in result["codes"])
+    active = "No" if book["used"] == 1 else "Barely" if most > 0.9 else "Yes"
     cosine = "" if book["cosine"] is None else f", mean cosine between them {book['cosine']:.2f}"
     said.append("1. Is the codebook active? " + ("It is one static vector." if C == 1 else (
-        f"{active}: {book['used']} of {C} codes fire, perplexity {book['perplexity']:.1f}{cosine}.")))
+        f"{active}: {book['used']} of {C} codes fire, the most frequent in {most:.0%} of the chunks, "
+        f"perplexity {book['perplexity']:.1f}{cosine}.")))
 
     # Bonferroni over the kinds of label.
     beyond = {kind: r for kind, r in kinds.items() if r["bits_beyond_position"]["p"] < 0.05 / len(kinds)}
+    learned = [kind for kind, r in beyond.items() if r["bits_beyond_position"]["excess"] > r["untrained"][2]]
     said.append("2. Is routing input-dependent? " + (
-        "Yes, beyond position. Bits that the codes tell about a token at the same position:" if beyond else
-        f"Not shown beyond position, on {P} problems."))
+        f"Not shown beyond position, on {P} problems." if not beyond else
+        (f"Yes, about {', '.join(learned)}" if learned else "Not by training: untrained routers tell as much") +
+        ". Bits that the codes tell about a token at the same position:"))
     for kind, r in beyond.items():
         bits, left = r["bits_beyond_position"]["excess"], r["entropy_bits"] - r["position_bits"]
         ranges = "untrained routers {:.2f} ({:.2f} to {:.2f}), random codes {:.2f} ({:.2f} to {:.2f})"
-        more = "more than every" if bits > r["untrained"][2] else "NOT more than every"
+        more = "more than every" if kind in learned else "NOT more than every"
         said.append(f"   {kind}: {bits:.2f} of {left:.2f}; {ranges.format(*r['untrained'], *r['random'])}: "
                     f"{more} untrained router.")
     special = [(pair["count"] * math.log(pair["matched_lift"]), r["code"], kind, pair)  # most evidence first
@@ -364,7 +380,7 @@ def findings(result):
 
     said.append("3. Do the routes matter? Nats per answer token, minus on (positive: worse)"
                 + (", and points of strict accuracy:" if generate else ":"))
-    for name, words in ARMS.items():
+    for name, words in in_words(result).items():
         a = arms[name]
         line = f"   {words}: " + "{:+.4f} [{:+.4f}, {:+.4f}] nats".format(*a["nats_minus_on"])
         if generate:
@@ -374,14 +390,14 @@ def findings(result):
     if P < FEW:
         said.append(f"   No verdict from {P} problems; {FEW} are the least.")
     else:
-        claims = {"off": "the codes help at all", "mean": "routes beat the mean vector",
+        claims = {"off": "the router's codes help at all", "mean": "routes beat the mean vector",
                   "position": "it matters which code a problem gets, beyond position"}
         claims = {name: words for name, words in claims.items() if not arms[name]["changes_nothing"]}
         holds = {name for name in claims if arms[name]["nats_minus_on"][1] > 0}  # the whole interval
         told = ["; ".join(w for name, w in claims.items() if (name in holds) == yes) for yes in (True, False)]
         said.append(f"   Supported by likelihood: {told[0] or 'nothing'}. Not supported: {told[1] or 'nothing'}.")
         if arms["off"]["nats_minus_on"][2] < 0:
-            said.append("   The codes do harm: answers are likelier without them.")
+            said.append("   The router's codes do harm: answers are likelier without them.")
         tested = [c["ablation"] for c in result["codes"] if c["ablation"]]
         if tested:
             worse = sum(a["nats_minus_on"][1] > 0 for a in tested)
@@ -421,9 +437,11 @@ def main(argv=None):
         model, enc, _, flags = load_run(args.run)
         model.to(device)
         data, out = args.data or flags["data"], Path(args.run) / "analysis.json"
+        summary = Path(args.run) / "summary.json"
+        chosen = read_json(summary).get("chosen") if summary.exists() else None
         rows = load_rows(data, args.split, args.rows or None)
         with precision(flags["dtype"], device):  # as it was trained
-            result = analyze(model, enc, rows, args.generate, batch_size=args.batch_size)
+            result = analyze(model, enc, rows, args.generate, batch_size=args.batch_size, chosen=chosen)
         about = {"method": flags["method"], "data": data, "split": args.split}
         write_text(out, json.dumps(about | {"config": dataclasses.asdict(model.config)} | result, indent=1))
     print(f"{result['problems']} problems of {data}/{args.split} ({result['left_out']} too long)")

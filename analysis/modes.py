@@ -1,11 +1,14 @@
 """
-What a code carries, on data answered in several ways (data/modes.py): which way do the answers go under
-each forced code, and what do the training rows say about the codes in hindsight?
+What a code carries, on data answered in several ways (data/modes.py, or your own):
 
-    python analysis/modes.py RUN [--rows 300]         # a run of train.py on --data modes, modes3, ...; on other
-                                                      # data: manners of writing that its codes found
+    python analysis/modes.py RUN [--rows 300]         # what the codes of one run tell, as JSON, see below
     python analysis/runs.py modes --table             # all seeds
     python analysis/modes.py --svg analysis/lines.svg         # README's picture, from results/lines.jsonl
+
+Training rows with a field "way", which names how the answer is told, or how each of its lines is: "ways", each
+code's share of them and their shares under it; "information", I(code; way) / H(way), 1 where the code tells all of
+the way; "bits" that the codes gain a row. Without that field: manners of writing that the codes found. On --data
+lines and the like: plans followed line by line.
 """
 
 import argparse
@@ -25,11 +28,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from data import plumbing
 from data.files import read_jsonl
 from data.handles import first_tokens, follow_plans, information
-from data.modes import LINES, way_of
+from data.modes import LINES
 from data.tokens import collate, encode_row, end_tokens, load_rows
 from data.wordproblems import generate
 from dlr import SWITCH_COST, best_path
-from eval import answer, bootstrap, decode, each_code, grade, likelihood, load_run
+from eval import MAX_EACH, answer, bootstrap, decode, each_code, grade, likelihood, load_run
 
 
 def prompts_of(rows, enc):
@@ -56,28 +59,36 @@ def vote(model, enc, rows, temperature, n=8):
     return float(np.mean([grade(f"#### {win}", row["final"])["strict"] for win, row in zip(winners, rows)]))
 
 
-def first_chunk(model, enc, rows, code):
-    """The ways of the answers if `code` is forced only on the chunk that writes an answer's first token."""
-    prompts = prompts_of(rows, enc)
-    begins = torch.tensor([(len(prompt) - 1) // model.config.chunk for prompt in prompts], device=model.cos.device)
-
-    def choose(z, row, chunk):
-        return torch.where(chunk == begins[row], code, z.argmax(-1))
-
-    return Counter(way_of(decode(enc, new)) for new in model.generate(prompts, 320, choose, end_tokens(enc)))
-
-
-def hindsight(model, enc, rows):
+@torch.no_grad()
+def hindsight(model, enc, rows, switch_cost):
     """
-    Which code makes each training row likeliest, the answer being known, and what it gains over no
-    code. Returns ({way: [rows for each code]}, bits a row).
+    What the codes of the path search, which sees the answers, tell about the ways of training rows: a dict, see the
+    top of this file. row["way"] is any value, for which one code a row is searched; or a list, a way for each line
+    before "####", for which the code counts that predicts the line's first token.
     """
-    pairs, arms, counts = fitting(rows, enc, model), each_code(model), {}
-    nll, _ = likelihood(model, [item for _, item in pairs], ["off", *arms])
-    forced = np.stack([nll[arm] for arm in arms])  # (C, rows)
-    for (row, _), code in zip(pairs, forced.argmin(0)):
-        counts.setdefault(row["way"], [0] * len(arms))[code] += 1
-    return counts, float(np.mean(nll["off"] - forced.min(0)) / math.log(2))
+    K, counts, gains = model.config.chunk, {code: Counter() for code in range(model.config.n_codes)}, []
+    for row, (ids, n_prompt) in fitting(rows, enc, model):
+        ways, begins, cost = [row["way"]], [0], math.inf
+        if isinstance(row["way"], list):
+            lines = first_tokens([decode(enc, [token]) for token in ids[n_prompt:]])
+            ways, begins, cost = row["way"], [at for _, at in lines], switch_cost
+            if len(ways) != len(lines):
+                raise ValueError(f"{row['where']}: 'way' has {len(ways)} entries, the answer {len(lines)} lines before "
+                                 "'####'")
+        idx, targets = (t.to(model.cos.device) for t in collate([(ids, n_prompt)]))
+        codes = model.search(idx, targets, select="path", switch_cost=cost)  # (1, M)
+        for way, at in zip(ways, begins):
+            counts[codes[0, (n_prompt + at - 1) // K].item()][str(way)] += 1
+        h = model.lower(idx)
+        steered, plain = (model.token_logp(states, targets).sum().item() for states in (model.steer(h, codes), h))
+        gains.append((steered - plain) / math.log(2))
+
+    names = sorted(set().union(*counts.values()))
+    table = np.array([[row[name] for name in names] for row in counts.values()])  # (C, ways)
+    found = {f"code {code}": {"share": round(row.total() / int(table.sum()), 3),
+                              "ways": {name: round(n / row.total(), 3) for name, n in row.most_common()}}
+             for code, row in counts.items()}
+    return {"ways": found, "information": information(table), "bits": float(np.mean(gains))}
 
 
 def manners(model, enc, rows, seed=0):
@@ -91,8 +102,9 @@ def manners(model, enc, rows, seed=0):
     each code its share of the rows (the whole answer being known), the `marks` of their answers and the three that
     are most clearly its own; "written": the marks of what the model answers to the first 100 under each code.
     """
-    if model.config.n_codes < 2:
-        raise ValueError("manners need at least 2 codes, this run has 1")
+    if not 2 <= model.config.n_codes <= MAX_EACH:
+        raise ValueError(f'without a field "way" 2 to {MAX_EACH} codes can be studied, this run has '
+                         f"{model.config.n_codes}")
     pairs = fitting(rows, enc, model)
     items = [(ids, n_prompt) for _, (ids, n_prompt) in pairs]
     middle = [(n_prompt + len(ids)) // 2 for ids, n_prompt in items]
@@ -140,7 +152,8 @@ def table_quality(model, enc, rows, n_drawn=64):
     codes; "drawn", the best of n_drawn sequences drawn from the router; "off", without codes.
     """
     K, C, found = model.config.chunk, model.config.n_codes, Counter()
-    for idx, targets in (collate([item]) for _, item in fitting(rows, enc, model)):
+    for _, item in fitting(rows, enc, model):
+        idx, targets = (t.to(model.cos.device) for t in collate([item]))
         h = model.lower(idx)
 
         def chunks(codes, h=h, targets=targets):  # (1, M): log p of each chunk's labels
@@ -156,7 +169,7 @@ def table_quality(model, enc, rows, n_drawn=64):
                 tried[0, m] = code
                 again[code, :, m] = chunks(tried)[:, m]
         z = model.router_logits(h[:, ::K])
-        gumbel = -torch.empty(n_drawn, *z.shape).exponential_().log()
+        gumbel = -torch.empty(n_drawn, *z.shape, device=z.device).exponential_().log()
         drawn = max(chunks(codes).sum().item() for codes in (z + gumbel).argmax(-1))
         found.update({"table": held.gather(0, path[None]).sum().item(), "path": chunks(path).sum().item(),
                       "second round": chunks(best_path(again, SWITCH_COST)).sum().item(),
@@ -180,7 +193,7 @@ def study_lines(model, enc, rows):
 
 
 def study(run, n_rows=300, votes=True):
-    """What one run's folder adds to its evaluation, see the functions above; n_rows of test and of train."""
+    """What one run's folder adds to its evaluation, see the functions above; n_rows of test or of train."""
     model, enc, _, flags = load_run(run)
     model.to(plumbing.find_device("auto")[0]).eval()
     rows = load_rows(flags["data"], "test", n_rows, at_most=True)
@@ -190,14 +203,10 @@ def study(run, n_rows=300, votes=True):
     if not model.codebook.weight.any():
         return {"vote": {t: vote(model, enc, rows, t) for t in (0.7, 1.0)}} if votes else {}
     train_rows = load_rows(flags["data"], "train", n_rows, at_most=True)
-    if "way" not in train_rows[0]:
-        return manners(model, enc, rows)
-    counts, bits = hindsight(model, enc, train_rows)
-    found = {"hindsight": counts, "hindsight_information": information(np.transpose(list(counts.values()))),
-             "bits": bits}
-    if model.config.chunk < model.config.block_size and model.config.n_codes <= 4:
-        found["first_chunk"] = [first_chunk(model, enc, rows[:100], c) for c in range(model.config.n_codes)]
-    return found
+    named = [row for row in train_rows if row.get("way") is not None]
+    if named:
+        return hindsight(model, enc, named, flags["switch_cost"])
+    return {"ways": f'no training row of {flags["data"]} has a field "way"'} | manners(model, enc, rows)
 
 
 def line_by_line(model, enc, row, codes):
@@ -331,9 +340,10 @@ def figure(told, bars):
 
 
 def main(argv=None):
+    plumbing.safe_output()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="folder made by train.py")
-    parser.add_argument("--rows", type=int, default=300, help="test problems")
+    parser.add_argument("--rows", type=int, default=300, help="rows of test, or of train where they name ways")
     parser.add_argument("--svg", type=Path, help="write README's picture from results/lines.jsonl, instead")
     args = parser.parse_args(argv)
     with plumbing.one_line_errors("modes.py"):
@@ -356,7 +366,7 @@ def main(argv=None):
             return
         if not args.run:
             raise ValueError("give a RUN, or --svg FILE")
-        print(json.dumps(study(args.run, args.rows), indent=1))
+        print(json.dumps(study(args.run, args.rows), indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

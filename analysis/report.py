@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from analysis.causal import ARMS
+from analysis.causal import in_words
 from data.plumbing import find_device, one_line_errors, safe_output, write_text
 from data.tokens import encode_row, end_tokens, load_rows
 from dlr import KVCache
@@ -220,7 +220,7 @@ def tests(run, analysis):
         return ("<p class=note>The causal tests of this run are missing: <code>python analysis/causal.py "
                 f"{esc(run)}</code> makes them.</p>")
     said = "".join(f"<li{' class=more' if s.startswith(' ') else ''}>{esc(s)}</li>" for s in analysis["findings"])
-    arms = [(words, analysis["arms"][name]) for name, words in ARMS.items()]
+    arms = [(words, analysis["arms"][name]) for name, words in in_words(analysis).items()]
     charts = svg_intervals("Other codes on the same problems: likelihood", "nats / answer token, minus on [95 %]",
                            [(words, arm["nats_minus_on"]) for words, arm in arms])
     if "strict" in analysis["arms"]["on"]:

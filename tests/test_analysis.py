@@ -61,7 +61,7 @@ def problems(keys):
 def analyzed():
     model = reader()
     # two problems a batch: those in which a replaced code is silent are not run again
-    return model, causal.analyze(model, ENC, problems(KEYS), max_new_tokens=4, batch_size=2)
+    return model, causal.analyze(model, ENC, problems(KEYS), max_new_tokens=4, batch_size=2, chosen="code 0")
 
 
 # ---- causal.py
@@ -76,15 +76,17 @@ def test_every_arm_has_the_numbers_known_in_advance(analyzed):
     right = {name: np.mean([code == key for code, key in zip(table[:, 1].tolist(), KEYS)])
              for name, table in tables.items()}
     right |= {"on": 1.0, "off": 0.0, "mean": 3 / 12}  # the mean points most to the answer of key 0
+    right |= {f"code {code}": KEYS.count(code) / 12 for code in range(10)}  # everywhere: right at its own key
+    right |= {f"code {FILL}": 0.0, f"code {UNUSED}": 0.0}
     assert 0 < right["shuffled"] < 1 and right["position"] < 1, "no test if these are like on"
     arms = analyzed[1]["arms"]
     assert {name: arm["strict"] for name, arm in arms.items()} == pytest.approx(right)
-    for name in causal.ARMS:
+    for name in right.keys() - {"on"}:
         hurt = round(12 * (1 - right[name]))
         assert [arms[name][key] for key in ("helped", "hurt", "same")] == [0, hurt, 12 - hurt]
     # 4 answer tokens, 3 of them certain: the code's digit has logit 4, the 260 other tokens 0.
     L = math.log(V - 1 + math.exp(4.0))
-    nats = {"on": L - 4, "off": math.log(V), "position": L - 4 * right["position"]}
+    nats = {name: L - 4 * right[name] for name in ("on", "position", "code 0", "code 5")} | {"off": math.log(V)}
     assert {name: arms[name]["nats"] for name in nats} == pytest.approx(
         {name: x / 4 for name, x in nats.items()}, abs=1e-4)
     assert arms["off"]["nats_minus_on"][0] == pytest.approx((math.log(V) - L + 4) / 4, abs=1e-4)
@@ -140,10 +142,30 @@ def test_words_claim_no_more_than_the_numbers(analyzed):
 
     assert "No verdict from 12 problems" in said(problems=12)
     supported, refuted = said().split("Not supported:")
-    assert "the codes help at all" in supported and "routes beat the mean vector" in supported
+    assert "the router's codes help at all" in supported and "routes beat the mean vector" in supported
     weak = {**result["arms"]["off"], "nats_minus_on": [0.1, -0.1, 0.3]}
-    assert "Not supported: the codes help at all" in said(arms={**result["arms"], "off": weak})
+    assert "Not supported: the router's codes help at all" in said(arms={**result["arms"], "off": weak})
     assert "CHANGES something" in said(sham={**result["sham"], "changes_nothing": False})
+
+
+def test_a_headline_follows_from_the_lines_below_it(analyzed):
+    """Broken if two codes in equal use were "barely" active, or what untrained routers tell, too, were a "Yes"."""
+    result = analyzed[1]
+
+    def said(usage=(0.5, 0.5), untrained=0.0):
+        codes = [code | {"share": share} for code, share in zip(result["codes"], usage)]
+        book = causal.codebook(torch.eye(2), torch.tensor(usage))
+        kind = {"bits_beyond_position": {"excess": 0.2, "p": 0.001}, "entropy_bits": 2.0, "position_bits": 1.0,
+                "untrained": [untrained] * 3, "random": [0.0] * 3, "codes": []}
+        kinds = {"class": kind, "operand": kind | {"untrained": [0.3] * 3}}
+        return "\n".join(causal.findings({**result, "codes": codes, "codebook": book, "routing": kinds}))
+
+    assert "active? Yes: 2 of 2 codes fire" in said()
+    assert "active? Barely: 2 of 2 codes fire" in said(usage=(0.96, 0.04))
+    assert "active? No: 1 of 2 codes fire" in said(usage=(1.0, 0.0))
+    assert "input-dependent? Yes, about class. Bits" in said() and said().count("NOT more than every") == 1
+    assert "input-dependent? Not by training" in said(untrained=0.3)
+    assert "code 0 everywhere, best on val: +" in said() and "code 1 everywhere: +" in said()
 
 
 def test_statistics_against_stored_numbers():
@@ -169,6 +191,7 @@ def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
     flags = {"method": "dlr", "data": "wordproblems", "dtype": "float32"}
     torch.save({"config": vars(model.config), "model": model.state_dict(),
                 "tokenizer": "wordproblems", "train": flags}, tmp_path / "ckpt.pt")
+    (tmp_path / "summary.json").write_text('{"chosen": "code 3"}')
     routes, analyze, routed = causal.routes, causal.analyze, []
     monkeypatch.setattr(causal, "routes", lambda model, ids, *rest: (
         routed.append(ids) or routes(model, ids, *rest)))
@@ -176,14 +199,14 @@ def test_the_command_agrees_with_eval(tmp_path, capsys, monkeypatch):
     causal.main([str(tmp_path), "--rows", "5"])
     said = capsys.readouterr().out
     found = json.loads((tmp_path / "analysis.json").read_text(encoding="utf-8"))
-    assert found["problems"] == 5 and found["findings"]
+    assert found["problems"] == 5 and found["findings"] and "   code 3 everywhere, best on val: " in said
     assert all(line in said for line in found["findings"])
     model, enc, _, _ = evaluation.load_run(tmp_path)
     rows = load_rows("wordproblems", "test", 5)
     ids, n = encode_row(rows[0], enc)
     own = model.generate([ids[:n]], 8, stop=enc.encode_single_token(END))[0]
     assert [routed[0][0], routed[1][0]] == [ids[:-1], ids[:n] + own]
-    plain, _ = evaluation.evaluate(model.eval(), enc, rows, max_new_tokens=8)
+    plain, _ = evaluation.evaluate(model.eval(), enc, rows, [*evaluation.ARMS, "each"], max_new_tokens=8)
     for arm, s in plain["arms"].items():
         assert found["arms"][arm]["nats"] == pytest.approx(s["nats"], abs=1e-6)
         assert found["arms"][arm]["strict"] == s["strict"]

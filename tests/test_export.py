@@ -1,8 +1,10 @@
 """The way out: a code folded into a checkpoint of transformers, and all that a model's folder says beside it."""
 
+import io
 import json
 import os
 import re
+import sys
 
 import pytest
 import torch
@@ -249,6 +251,15 @@ def test_a_run_without_code_keeps_all_codes(tmp_path, capsys):
     assert encode(enc, "12 shells, naïve") == encode(ENC, "12 shells, naïve")
     for name, w in model.state_dict().items():
         assert torch.equal(w, again.state_dict()[name]), name
+
+
+def test_a_terminal_may_lack_a_letter_of_the_folders_name(tmp_path, monkeypatch):
+    """Broken if the folder was written, and then its name, printed on a terminal of ASCII, ended in a traceback."""
+    run_folder(tmp_path / "run")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    huggingface.main([str(tmp_path / "run"), str(tmp_path / "běh")])
+    sys.stdout.flush()
+    assert b"b?h: the plain language model" in sys.stdout.buffer.getvalue()
 
 
 def test_a_run_that_began_with_a_folder_gets_its_files_back(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Data answered in several ways, codes that last a whole row, and codes forced one by one."""
 
+import json
 import math
 import re
 from collections import Counter
@@ -215,6 +216,67 @@ def test_how_much_a_code_tells_about_the_way():
     line = {"tokens": [1] * 4, "ways": {"off": "wwss", "code 0": "wwws", "code 1": "ssss"}}
     shares, info = control(line)
     assert shares == {"w": 0.75, "s": 1.0} and 0 < info < 1
+
+
+def own_run(folder, answers):
+    """
+    A run on someone's own data, rows of (answer, way), and what analysis/modes.py is then called with. Under code 0
+    all numbers are likely, under code 1 all words.
+    """
+    model = GPT(GPTConfig(ENC.n_vocab, 128, 1, 2, 1, 32, n_codes=2, chunk=1, steer_layer=0, tie_embeddings=False))
+    for p in model.parameters():
+        p.data.zero_()
+    model.norm.weight.data.fill_(1.0)
+    model.codebook.weight.data.copy_(torch.eye(2, 32))
+    for token in range(ENC.n_vocab):
+        text = ENC.decode([token])
+        model.lm_head.weight.data[token, :2] = torch.tensor([any(map(str.isdigit, text)), any(map(str.isalpha, text))])
+    rows = [{"question": "How much?", "answer": answer} | ({"way": way} if way else {}) for answer, way in answers]
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    torch.save({"config": vars(model.config), "model": model.state_dict(), "tokenizer": "wordproblems",
+                "train": {"data": str(folder), "switch_cost": 0.5}}, folder / "ckpt.pt")
+    return [str(folder)]
+
+
+FULL, PRICE = "Tom bought three pens\nso he paid the price\n#### 6", "2 2 2\n2 + 2 + 2 = 6\n#### 6"
+
+
+def test_your_own_ways_have_your_own_names(tmp_path, capsys):
+    """Broken if the study of one's own data named ways of ours, or a way were counted under another code."""
+    rows = [(FULL, "full"), (PRICE, "prix \u20ac"), (PRICE, "prix \u20ac"), (PRICE, 7), (FULL, None)]
+    modes.main(own_run(tmp_path, rows))
+    said = capsys.readouterr().out
+    found = json.loads(said)
+    assert found["ways"] == {"code 0": {"share": 0.75, "ways": {"prix \u20ac": 0.667, "7": 0.333}},
+                             "code 1": {"share": 0.25, "ways": {"full": 1.0}}}
+    assert found["information"] == pytest.approx(information([[2, 1, 0], [0, 0, 1]]))
+    items = [evaluation.encode_row(row, ENC) for row in load_rows(str(tmp_path), "train")[:4]]
+    nll, _ = evaluation.likelihood(evaluation.load_run(tmp_path)[0], items, ["off", "code 0", "code 1"])
+    gain = nll["off"] - [nll["code 1"][0], *nll["code 0"][1:]]
+    assert found["bits"] == pytest.approx(gain.mean() / math.log(2))
+    assert "prix \u20ac" in said and not any(way in said for way in ("worked", "terse", "short"))
+
+
+def test_your_own_ways_may_change_from_line_to_line(tmp_path, capsys):
+    """Broken if a line's way were counted under another line's code, or a list of another length were cut."""
+    mixed = "Tom bought three pens\n2 + 2 + 2 = 6\nso he paid the price\n#### 6"
+    run = own_run(tmp_path, [(mixed, ["full", "sum", "full"]), (PRICE, ["sum", "sum"])])
+    modes.main(run)
+    assert json.loads(capsys.readouterr().out)["ways"] == {
+        "code 0": {"share": 0.6, "ways": {"sum": 1.0}}, "code 1": {"share": 0.4, "ways": {"full": 1.0}}}
+    own_run(tmp_path, [(mixed, ["full", "sum", "full", "final"])])
+    with pytest.raises(SystemExit):
+        modes.main(run)
+    assert "train.jsonl:1: 'way' has 4 entries, the answer 3 lines before '####'" in capsys.readouterr().err
+
+
+def test_rows_that_name_no_way_are_studied_without(tmp_path, capsys):
+    """Broken if a run on rows without a field "way" got a table of ways, or nothing at all."""
+    modes.main(own_run(tmp_path, [(FULL, None), (PRICE, None)]))
+    found = json.loads(capsys.readouterr().out)
+    assert found["ways"] == f'no training row of {tmp_path} has a field "way"'
+    assert [code["clearest"] for code in found["codes"]] == [[PRICE], [FULL]]
 
 
 @pytest.mark.parametrize("lasting", [True, False])

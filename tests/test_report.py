@@ -48,7 +48,8 @@ def run_folder(folder, model, analysis=True, graded=True):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if not analysis:
         return folder
-    arms = {name: {"nats_minus_on": [i / 99, i / 99 - 0.02, i / 99 + 0.02]} for i, name in enumerate(ARMS, 1)}
+    names = [*ARMS, "code 0", "code 1"]
+    arms = {name: {"nats_minus_on": [i / 99, i / 99 - 0.02, i / 99 + 0.02]} for i, name in enumerate(names, 1)}
     arms["on"] = {"nats": 0.5}
     for arm in arms.values() if graded else ():
         arm |= {"strict": 0.5, "strict_minus_on": [-0.1, -0.2, 0.0]}
@@ -58,7 +59,7 @@ def run_folder(folder, model, analysis=True, graded=True):
                       "random": [0.0, -0.01, 0.01], "ngrams": grams} for kind in (HOSTILE, "operation")}
     (folder / "analysis.json").write_text(json.dumps({
         "data": "wordproblems", "split": "test", "problems": 300, "config": dataclasses.asdict(model.config),
-        "arms": arms, "codes": codes, "routing": routing,
+        "arms": arms, "chosen": "code 1", "codes": codes, "routing": routing,
         "findings": ["1. Turning the codes off costs 0.01 nats.", "   " + HOSTILE]}))
     return folder
 
@@ -201,6 +202,14 @@ def test_charts_put_values_where_they_belong():
     assert 'd="M62 158.0L446 110.0L446 206.0L62 206.0z"' in areas  # code 0, up to 25 and 50 %
     bars = page_module.svg_intervals("t", "x", [("a", (1.0, 0.0, 2.0)), ("b", (-1.0, -2.0, 1.0))])
     assert 'd="M316.0 26H446.0"' in bars and 'cx="251.0" cy="50"' in bars  # from -2 to 2: 186 to 446
+
+
+def test_forced_codes_are_among_the_interventions(elements):
+    """Broken if the code that was chosen on val were missing from a chart, or not marked in it."""
+    charts = [words for words in elements.texts("desc") if "own codes, shuffled: " in words]
+    assert len(charts) == 2  # likelihood and accuracy
+    for words in charts:
+        assert "code 0 everywhere: " in words and "code 1 everywhere, best on val: " in words
 
 
 def test_what_is_missing_is_said(tmp_path):
