@@ -13,10 +13,10 @@ codes. The code's learned vector is added to the state of every token of the chu
                                    +-- router --  codes a --+
                                                   ^ argmax, or in training the winner of a search
 
-Training. Rows are prompt + answer, and only the answer's tokens are labels. Each step tries N code
-sequences (search), keeps the one that makes the answer most likely (select), and trains language
-model, codebook and router (update). The search sees the answer, inference does not: so the router
-learns to predict the winner from the text so far.
+Training. Rows are prompt + answer; only the answer's tokens are labels, but the prompt's chunks have
+codes, too. Each step tries N code sequences for each row (search), keeps the one that makes the row's
+answer most likely (select), and trains language model, codebook and router (update). The search sees
+the answer, inference does not: so the router learns to predict the winner from the text so far.
 
 A second search, ours (select="path"), gives each chunk its own credit and finds the best path over
 codes. Whatever sees the answer can leak it: picking 1 of N sequences tells at most log2 N bits of an
@@ -37,7 +37,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-SWITCH_COST = 0.5  # select="path": the price of each change of code, in nats
+SWITCH_COST = 0.5  # select="path": the price of each change of code, in nats; chosen on validation data
 
 
 @dataclass
@@ -231,7 +231,9 @@ class GPT(nn.Module):
             return self.router(h)
 
     def steer(self, h, codes, start=0):
-        """h_t += alpha * e_a: h (B, T, H) of the tokens from position `start` on, codes (B, M) or an int."""
+        """h_t += alpha * e_a: h (B, T, H) of the tokens from `start` on, codes (B, M), an int or "off"."""
+        if isinstance(codes, str):  # "off": the plain LM
+            return h
         if isinstance(codes, int):  # one code everywhere: a constant
             return h + self.config.steer_scale * self.codebook.weight[codes]
         chunk_of = torch.arange(start, start + h.size(1), device=h.device) // self.config.chunk  # (T,)
@@ -257,9 +259,7 @@ class GPT(nn.Module):
         h = self.lower(idx)
         if codes is None:
             codes = self.router_logits(h[:, :: self.config.chunk]).argmax(-1)  # (B, M)
-        if not isinstance(codes, str):  # the only string is "off"
-            h = self.steer(h, codes)
-        x = self.upper(h)
+        x = self.upper(self.steer(h, codes))
         if targets is None:
             return self.lm_head(x), None
         labelled = targets >= 0
@@ -273,7 +273,10 @@ class GPT(nn.Module):
         return self.router_logits(self.lower(idx)[:, :: self.config.chunk])
 
     def token_logp(self, h, targets):
-        """log p(targets[b, t] | tokens up to t), (B, T), 0 where unlabelled, from states h (B, T, H)."""
+        """
+        One upper half: log p(targets[b, t] | tokens up to t), (B, T), 0 where unlabelled, from the
+        middle layer's states h (B, T, H).
+        """
         labelled = targets >= 0
         logits = self.lm_head(self.upper(h)[labelled])  # (L, V)
         logp = torch.zeros(targets.shape, device=h.device)
@@ -293,7 +296,7 @@ class GPT(nn.Module):
             score = padded.unflatten(-1, (-1, self.config.chunk)).sum(-1)  # (C, B, M)
             codes = best_path(score, switch_cost)
         else:
-            # Gumbel noise turns argmax into a sample: argmax(z + tau * Gumbel) ~ softmax(z / tau).
+            # Gumbel noise turns argmax into a sample: argmax(z + temperature * Gumbel) ~ softmax(z / temperature).
             gumbel = -torch.empty(n_rollouts, *z.shape, device=z.device).exponential_().log()
             candidates = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
             # How likely does each candidate make the row's answer? One upper half each: (N, B).
@@ -318,21 +321,21 @@ class GPT(nn.Module):
 
             loss = - log p(x)                       generalist   LM: works without codes
                    - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: works with a*
-                   - alpha_policy * log p(a* | x)   policy       router: predict a* from the text so far
+                   - alpha_policy * log p(a* | .)   policy       router: predict a* from the text so far
                    + alpha_reg * KL(P || target)    regularizer  router: use codes by Zipf's law, see prior_kl
 
         Dividing by sg p(x), the same number without a gradient, makes the second line a gain: > 0 means that
         codes help. It cancels the first line's value: the loss is worth -log p(x | a*) plus the router's
         two terms, and must not be compared with the loss of plain fine-tuning.
-        log p(x): mean over the batch's labels; log p(a* | x): mean over its real chunks.
+        log p(x): mean over the batch's labels; log p(a* | .): mean over its real chunks, without padding.
         How a* is chosen, row by row:
 
             select "likelihood" (the paper): N = n_rollouts code sequences are drawn from
                 softmax(z / temperature), and the one with the greatest log p(x | a) wins;
-            select "path" (ours): each code is held for the whole row; the best path through what that
-                makes of each chunk's own labels, less switch_cost nats for each change of code, see
-                best_path. Nothing is drawn. alpha_reg should then be 0, since the regularizer punishes a
-                code that lasts (train.py sees to it);
+            select "path" (ours): a code's score in a chunk is log p of the chunk's labels if that code is
+                held for the whole row; the sequence with the greatest sum of scores, less switch_cost
+                nats for each change of code, wins, see best_path. Nothing is drawn. alpha_reg should then
+                be 0, since the regularizer punishes a code that lasts (train.py sees to it);
             select "greedy": the router's argmax, nothing is searched and policy is 0, so that the
                 regularizer alone trains the router: the control that shows what searching adds.
 
@@ -406,7 +409,7 @@ class GPT(nn.Module):
         if not callable(codes):
             self._check_codes(codes, B, n_chunks)
 
-        stop = [] if stop is None else [stop] if isinstance(stop, int) else list(stop)
+        stop = [stop] if isinstance(stop, int) else list(stop or [])
         stops = torch.tensor(stop, dtype=torch.long, device=device)  # (how many,)
         tokens = torch.zeros(B, end, dtype=torch.long, device=device)  # prompts, then what is new
         for i, prompt in enumerate(prompts):
@@ -427,9 +430,8 @@ class GPT(nn.Module):
                 row = torch.arange(B, device=device)[:, None].expand(z.shape[:2])
                 chunk = torch.arange(a.size(1), a.size(1) + z.size(1), device=device).expand(z.shape[:2])
                 a = torch.cat([a, z.argmax(-1) if codes is None else codes(z, row, chunk)], dim=1)
-            if not isinstance(codes, str):
-                h = self.steer(h, a, start)
-            logits = self.lm_head(self.upper(h, cache)[:, -1]).float()  # (B, V)
+            x = self.upper(self.steer(h, a, start), cache)
+            logits = self.lm_head(x[:, -1]).float()  # (B, V)
             new = logits.argmax(-1)  # (B,)
             if temperature > 0:
                 new = torch.multinomial((logits / temperature).softmax(-1), 1)[:, 0]
@@ -495,9 +497,8 @@ def chunk_mask(targets, K):
 
 
 def code_logp(z, codes):
-    """log p(a_m | x) = log softmax(z_m)[a_m]: z (B, M, C), codes (..., B, M) -> (..., B, M) nats."""
-    logp = z.log_softmax(-1).expand(*codes.shape, -1)
-    return logp.gather(-1, codes[..., None])[..., 0]
+    """The router's log p(a_m | text so far) = log softmax(z_m)[a_m]: z (B, M, C), codes (B, M) -> (B, M)."""
+    return z.log_softmax(-1).gather(-1, codes[..., None])[..., 0]
 
 
 def best_path(score, switch_cost):
@@ -507,11 +508,10 @@ def best_path(score, switch_cost):
         sum_m score_m(a_m) - switch_cost * (how many m have a_m != a_m-1).
 
     score (C, B, M): in nats, log p of chunk m's labels if code c is held for the whole row. Returns (B, M).
-    The sum is not quite log p(x | path), whose earlier chunks carry other codes. Where staying and changing
-    are worth the same the code stays, so chunks without a label, which score 0, take a neighbour's code
-    (padding at switch_cost 0: any). switch_cost 0 lets every chunk choose for itself, infinity keeps one
-    code for the row. This is a shortest path, as General Dijkstra Search solves it: costs -score >= 0, which
-    change with time.
+    The sum is not quite log p(x | path), whose earlier chunks carry other codes. Of equals the code stays,
+    so chunks without a label, which score 0, take a neighbour's code (padding at switch_cost 0: any).
+    switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. With costs -score
+    >= 0, which change with m, this is a shortest path as General Dijkstra Search solves it (gds.py).
     """
     C, B, M = score.shape
     own = torch.arange(C, device=score.device)[:, None]  # (C, 1)
@@ -531,8 +531,9 @@ def bizipf_target(P):
     """
     The regularizer's target for P (C, C): its diagonal damped by 1e-5 (a code should not follow
     itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
-    proportion to 1 / (i + 1), about the last fifth of them never. With C = 2 only code 0 is left:
-    there alpha_reg > 0 orders the router to collapse.
+    proportion to 1 / (i + 1), about the last fifth of them never. For few codes the two wishes disagree:
+    with C = 3 or 4 code 0 has more than half of all chunks, so it must follow itself; with C = 2 it has
+    all of them, and alpha_reg > 0 orders the router to collapse.
     """
     zipf = 1.0 / torch.arange(1, len(P) + 1, device=P.device)
     zipf[max(1, int(0.8 * len(P))) :] = 0.0

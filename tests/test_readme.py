@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+import eval as evaluation
 import train
+from data.plumbing import open_model
+from data.tokens import collate, encode_rows, load_rows
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,3 +47,24 @@ def test_commands_parse():
                 train.parse(argv)
             except SystemExit:
                 pytest.fail(f"python train.py {flags}")
+
+
+def test_the_first_screen_is_what_its_commands_print(capsys):
+    """Broken if the codes that are shipped did not make the two answers that README opens with."""
+    found = re.findall(r"^\./run\.sh eval (data/lines\.pt --code (\d) --ask .*)\n((?:.+\n)+)", README, re.MULTILINE)
+    assert [code for _, code, _ in found] == ["0", "1"]
+    for flags, _, printed in found:
+        evaluation.main([*shlex.split(flags.replace("data/", f"{ROOT}/data/")), "--device", "cpu"])
+        assert capsys.readouterr().out.strip() == printed.strip()
+
+
+def test_the_code_for_your_own_code_runs(capsys):
+    """Broken if a snippet that users paste did not run, or did not print what it says."""
+    dlr, gds = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    items, _ = encode_rows(load_rows("lines", "train", 4), open_model("base", 512)[1], 512)
+    names = {"batches": [collate(items)]}
+    exec(dlr.replace("data/", f"{ROOT}/data/"), names)
+    assert names["model"].codebook.weight.abs().sum() > 0 and 0 < len(names["new"][0]) <= 20
+    exec(gds, {})
+    printed = capsys.readouterr().out.strip()
+    assert printed.startswith("optimal") and f"# {printed}" in gds
