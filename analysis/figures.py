@@ -84,7 +84,7 @@ def draw_rates(plt):
         for rate in rates:
             mine, sft = found.get((method, arm, rate), {}), found[("sft", "off", rate)]
             gains.append(np.mean([mine[seed][0] - sft[seed][0] for seed in mine.keys() & sft.keys()] or [math.nan]))
-        above.plot(rates, gains, "o-", label=name, linestyle="--" if arm == "off" else "-")
+        above.plot(rates, gains, marker="o", linestyle="--" if arm == "off" else "-", label=name)
     above.axhline(0, color="#888", linewidth=1)
     above.set_ylabel("nats minus SFT's\n(below 0: better than SFT)")
     above.legend(frameon=False)

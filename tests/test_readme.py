@@ -51,10 +51,12 @@ def test_commands_parse():
 
 def test_the_first_screen_is_what_its_commands_print(capsys):
     """Broken if the codes that are shipped did not make the two answers that README opens with."""
-    found = re.findall(r"^\./run\.sh eval (data/lines\.pt --code (\d) --ask .*)\n((?:.+\n)+)", README, re.MULTILINE)
-    assert [code for _, code, _ in found] == ["0", "1"]
-    for flags, _, printed in found:
-        evaluation.main([*shlex.split(flags.replace("data/", f"{ROOT}/data/")), "--device", "cpu"])
+    [question] = re.findall(r'^Q="(.*)"$', README, re.MULTILINE)
+    command = r'^\./run\.sh eval data/lines\.pt --code (\d) --ask "\$Q"\n'
+    found = re.findall(command + r"((?:[^`\n]+\n)+)", README, re.MULTILINE)
+    assert [code for code, _ in found] == ["0", "1"]
+    for code, printed in found:
+        evaluation.main([str(ROOT / "data/lines.pt"), "--code", code, "--ask", question, "--device", "cpu"])
         assert capsys.readouterr().out.strip() == printed.strip()
 
 
