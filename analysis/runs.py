@@ -127,7 +127,7 @@ EXPERIMENTS = {
         "manners: path on GSM8K as it is": f"--data gsm8k {SMOL} {FOUR}",
     }),
     "gsm8k_gpu": ([0], {f"{name}, {rate}": f"--data gsm8k {SMOL} {METHODS[name]} --lr {rate}"
-                        for rate in ("1e-4", "3e-4") for name in ("sft", "likelihood")}),
+                        for rate in ("1e-5", "1e-4") for name in ("sft", "static", "likelihood")}),
 } | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in WHOLE.items()})
      for data in ("commonsenseqa", "strategyqa", "scienceqa", "gsm8k")}
 
