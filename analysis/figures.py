@@ -98,8 +98,7 @@ def draw_rates(plt):
         for rate, words in ((PAPER, "the paper's"), (BEST, "our best")):
             axes.axvline(rate, color="#e07b39", linewidth=1, linestyle=":")
             if axes is below:
-                axes.annotate(words, (rate, below.get_ylim()[1]), xytext=(3, -12), textcoords="offset points",
-                              color="#b0561b")
+                axes.annotate(words, (rate, 0), xytext=(3, 4), textcoords="offset points", color="#b0561b")
     return figure
 
 
