@@ -9,18 +9,25 @@ The terms, in the paper's letters:
     dynamic MDP   S states, A actions, P(s'|s,a) fixed in time, a discount gamma in [0,1], and
                   rewards r_t(s,a) <= 0 that change with time t = 0..T-1; r_max = max |r_t(s,a)|
     policy        of length L <= T: decision rules pi_0..pi_{L-1}, each a map S -> A
+    static        a policy whose rules are all the same
     value         V = E sum_{i<L} gamma^i r_i(s_i, pi_i(s_i)), over the policy's own length only
-    goal set      G = the support of s_L, the states in which the policy may end
     branch        a path that chance may take while the policy is followed
+    support       G, the states in which the policy may end (the paper: its goal set)
     REACH G*      G is a subset of the goals G*: every branch ends in a goal
     COVER G*      G is a superset of G*: every goal is the end of some branch
-    feasible      a policy that reaches (or covers) G*
-    optimal       of the greatest V among the feasible policies of length 1..T; the empty policy,
-                  which does nothing, does not count
+    feasible      a policy of length 1..T that reaches (or covers) G*; the empty one does not count
+    optimal       of the greatest V among the feasible policies
 
-The theorem is in sections 3-6: GDS is Dijkstra's algorithm on policies (`gds_plain`), and optimal.
-The pruning that is printed with it is not sound (`gds_literal`, `late_shortcut`); a repair is.
-Sections 7-8 have the same search made fast: `gds` is the function to use.
+The paper's five theorems:
+
+    1   V(first, then second) = V(first) + gamma^T1 E V(second from t = T1 on), T1 first's length
+    2   a dynamic MDP may have no optimal static policy
+    3   where nothing must be reached, dynamic policy iteration converges to the optimum
+    4   REACH: GDS, which is Dijkstra's algorithm on policies, returns the optimum (`gds_plain`)
+    5   COVER: so does GDS there
+
+Sections 3-6 test them. The pruning that is printed with GDS is unsound (`gds_literal`,
+`late_shortcut`); a repair is sound. Sections 7-8 are the same, fast: `gds` is the function to use.
 """
 
 import argparse
@@ -90,8 +97,8 @@ class MDP:
         """
         S, A, edges = _read_successors(P)
         K = max(1, *map(len, edges))
-        next_states = [[*odds, *[0] * (K - len(odds))] for odds in edges]
-        prob = [[*odds.values(), *[0.0] * (K - len(odds))] for odds in edges]
+        next_states = [[*row, *[0] * (K - len(row))] for row in edges]
+        prob = [[*row.values(), *[0.0] * (K - len(row))] for row in edges]
         mdp = cls.__new__(cls)
         mdp._set(np.reshape(next_states, (S, A, K)), np.reshape(prob, (S, A, K)), r, gamma, T)
         return mdp
@@ -110,8 +117,8 @@ class MDP:
         self.next, self.prob = next_states, prob / total[..., None]
         self.gamma, self.T = float(gamma), len(self.r)
         self.successors = []
-        for states, odds in zip(self.next.tolist(), self.prob.tolist()):  # (A,K) each
-            edges = [[(s2, p) for s2, p in zip(*row) if p > 0] for row in zip(states, odds)]
+        for states, probs in zip(self.next.tolist(), self.prob.tolist()):  # (A,K) each
+            edges = [[(s2, p) for s2, p in zip(*row) if p > 0] for row in zip(states, probs)]
             self.successors.append(edges)
 
 
@@ -167,7 +174,7 @@ def follow(mdp, start, policy, clock=0):
     """Runs a policy: (its distributions {state: probability} at times 0..L, its value V).
 
     The keys are the exact supports. A rule is a dict or an array over states, with an action for every
-    state that it can meet, else ValueError. clock: the time at which the first reward is read.
+    state that it can meet, else ValueError. clock: the t at which the first reward is read.
     """
     if clock + len(policy) > mdp.T:
         raise ValueError(f"policy: {len(policy)} rules from time {clock} overrun T = {mdp.T}")
@@ -190,11 +197,7 @@ def policy_value(mdp, start, policy, clock=0):
 
 
 def concatenate(first, second):
-    """The policy that follows first, then second. Theorem 1 says what it is worth.
-
-    V(first + second) = V(first) + gamma^T1 E V(second from s_T1), where T1 is first's length and
-    second reads its rewards from time T1 on. See `check_theorem_1`.
-    """
+    """The policy that follows first, then second: see Theorem 1 and `check_theorem_1`."""
     return [*first, *second]
 
 
@@ -202,10 +205,7 @@ def concatenate(first, second):
 
 
 def rules_on(mdp, support):
-    """Every rule on the states of a support, as {state: action}: A^n of them for n states.
-
-    What a rule says elsewhere changes nothing, so each of these stands for all that agree with it.
-    """
+    """The A^n rules {state: action} on a support of n states. Elsewhere a rule changes nothing."""
     for actions in itertools.product(range(mdp.A), repeat=len(support)):
         yield dict(zip(support, actions))
 
@@ -227,27 +227,25 @@ def gds_plain(mdp, start, goals, mode="reach"):
     # Entries: (-V, tick, distribution, rules). Of equal values, the older one is popped first.
     heap = [(0.0, next(tick), {start: 1.0}, [])]
     while heap:
-        cost, _, dist, policy = heapq.heappop(heap)
+        cost, _, dist, prefix = heapq.heappop(heap)
         pops += 1
-        v, t = 0.0 - cost, len(policy)
+        v, t = 0.0 - cost, len(prefix)  # -cost might be -0.0, printed as -0
         if t >= 1 and feasible(mode, dist.keys(), goals):
-            return Result(v, t, policy, pops, "optimal")
+            return Result(v, t, prefix, pops, "optimal")
         if t == mdp.T:
             continue
         for rule in rules_on(mdp, dist):
             after, reward = step(mdp, dist, rule, t)
             longer = v + mdp.gamma**t * reward
-            heapq.heappush(heap, (-longer, next(tick), after, [*policy, rule]))
+            heapq.heappush(heap, (-longer, next(tick), after, [*prefix, rule]))
     return _failed("infeasible", pops)
 
 
 def printed_eps(mdp):
     """[eps_t for t < T] as printed: r_max/(1-gamma) sum_{i>=t} gamma^i = r_max gamma^t/(1-gamma)^2."""
     r_max = -mdp.r.min()
-    if r_max == 0:
-        return [0.0] * mdp.T
-    if mdp.gamma == 1:
-        return [np.inf] * mdp.T
+    if r_max == 0 or mdp.gamma == 1:
+        return [np.inf if r_max > 0 else 0.0] * mdp.T
     return [r_max * mdp.gamma**t / (1 - mdp.gamma) ** 2 for t in range(mdp.T)]
 
 
@@ -259,26 +257,32 @@ def repaired_eps(mdp):
 
 def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**6,
                 trace=None, why=None):
-    """`gds_plain` with the printed pruning, which is unsound, or with its repair.
+    """`gds_plain` with the printed pruning, unsound since its records carry no time, or repaired.
 
-    Let a popped prefix have length t, goal set G and value v. It is pruned, that is not extended, if
-    there is a record (G', v') with
+    Let a popped prefix have length t, support G and value v. If it is feasible, it is returned. If
+    not, it is pruned, that is not extended, where there is a record (G', v') with
 
         G' a subset of G (COVER: a superset)   and   v <= v' - eps_t.
 
-    Printed, unsound: eps_t is `printed_eps`. When a prefix is extended, each child whose goal set was
-    not popped before leaves a record. v' is the child's value, but G' (sic) the parent's goal set:
-    reading "parent". Probably the child's own was meant: reading "child". Either way a record carries
-    no time. So a prefix that is too late may prune the only one that is in time: `late_shortcut`.
-    And where eps is 0 (gamma = 0, or no cost at all), a prefix may be pruned by its own record.
+    eps_t is meant as the most that any completion can cost from t on.
+    Printed, unsound: eps_t is `printed_eps`. When a prefix is extended, each child whose support was
+    not popped before leaves a record of its value v'. G' (sic) is the parent's support: reading
+    "parent". Probably the child's own was meant: reading "child". Either way, a prefix that is too
+    late may prune the only one that is in time: `late_shortcut`. And where eps is 0 (gamma = 0, or no
+    cost at all), a prefix may be pruned by the record of its own birth ("child"), or by one of its
+    parent's support, which it or a sibling left at birth ("parent").
 
-    Repaired, ours, sound: reading "repaired". eps_t is `repaired_eps`. A prefix that is extended
-    leaves its own (G, v) as the record, which prunes only prefixes of the same length t. Proof: let
-    the pruned prefix have a feasible completion, and append the same rules to the recorded prefix
-    instead. In REACH they start from fewer states (G' in G), so they reach no further end, and every
-    end is a goal. In COVER they start from more states and still reach the same ends, so every goal is
-    covered. So this policy is feasible, too, and worth >= v' - eps_t >= v >= the pruned completion. If
-    it is pruned in turn, repeat the argument: each time fewer steps are left.
+    Repaired, ours, sound: reading "repaired". Three things change:
+    - a record carries its t and prunes only prefixes of this length: sound, wherever eps > 0;
+    - a prefix leaves its own (t, G, v), and not before it is extended: so none meets its own record;
+    - eps_t is `repaired_eps`. The printed one, never smaller, was not unsound: this just prunes more.
+    Proof: let the pruned prefix begin an optimal policy. Append the rest of its rules to the recorded
+    prefix (in COVER, extend them arbitrarily to the extra states). In REACH the rest starts from fewer
+    states, so it ends in no others; in COVER from more, so it still ends in all the goals. The new
+    policy is feasible, too, and worth >= v' - eps_t >= v >= the optimum. Its prefix of length t+1 was
+    pushed when the recorded one was extended. If a longer prefix of it is pruned in turn, repeat the
+    argument: fewer steps are left. So the heap always holds a prefix of some optimal policy, and the
+    proof of `gds_plain` applies.
 
     reading "none": nothing is pruned. max_pops also caps the prefixes that wait in the heap.
     trace: a list, to which (t, G, v, what) of every pop is appended; what is "expand", "return",
@@ -288,28 +292,27 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     if reading not in ("parent", "child", "repaired", "none"):
         raise ValueError(f"reading: expected one of parent, child, repaired, none, got {reading!r}")
     eps = repaired_eps(mdp) if reading == "repaired" else printed_eps(mdp)
-    records = {}  # (time, goal set G') -> the greatest v'; the printed records have the time None
-    popped = set()  # goal sets
+    records = {}  # (t, support G') -> the greatest v'; the printed records have t = None
+    popped = set()  # supports
 
-    def record(time, G, v):
-        records[time, G] = max(v, records.get((time, G), -np.inf))
+    def record(t, G, v):
+        records[t, G] = max(v, records.get((t, G), -np.inf))
 
     def record_that_prunes(t, G, v):
-        for (time, G2), v2 in records.items():
+        for (t2, G2), v2 in records.items():
             comparable = G2 <= G if mode == "reach" else G2 >= G
-            if time in (None, t) and comparable and v <= v2 - eps[t]:
+            if t2 in (None, t) and comparable and v <= v2 - eps[t]:
                 return G2, v2, eps[t]
         return None
 
-    tick = itertools.count()
+    pops, pruned, tick = 0, 0, itertools.count()
     heap = [(0.0, next(tick), {start: 1.0}, [])]  # as in gds_plain
-    pops = fired = 0
     while heap:
         if pops == max_pops:
-            return _failed("capped", pops, fired)
-        cost, _, dist, policy = heapq.heappop(heap)
+            return _failed("capped", pops, pruned)
+        cost, _, dist, prefix = heapq.heappop(heap)
         pops += 1
-        v, t, G = 0.0 - cost, len(policy), frozenset(dist)
+        v, t, G = 0.0 - cost, len(prefix), frozenset(dist)
         popped.add(G)
         found = None
         if t >= 1 and feasible(mode, G, goals):
@@ -321,16 +324,15 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
             what = "PRUNE" if found else "expand"
         if trace is not None:
             trace.append((t, sorted(G), v, what))
-        if found:
-            fired += 1
-            if why is not None:
-                why.append(found)
+        pruned += what == "PRUNE"
+        if found and why is not None:
+            why.append(found)
         if what == "return":
-            return Result(v, t, policy, pops, "optimal", fired)
+            return Result(v, t, prefix, pops, "optimal", pruned)
         if what != "expand":
             continue
         if len(heap) + mdp.A ** len(G) > max_pops:
-            return _failed("capped", pops, fired)
+            return _failed("capped", pops, pruned)
         if reading == "repaired":
             record(t, G, v)
         for rule in rules_on(mdp, dist):
@@ -338,8 +340,8 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
             longer, G2 = v + mdp.gamma**t * reward, frozenset(after)
             if reading in ("parent", "child") and G2 not in popped:
                 record(None, G if reading == "parent" else G2, longer)
-            heapq.heappush(heap, (-longer, next(tick), after, [*policy, rule]))
-    return _failed("infeasible", pops, fired)
+            heapq.heappush(heap, (-longer, next(tick), after, [*prefix, rule]))
+    return _failed("infeasible", pops, pruned)
 
 
 def least_firing_depth(gamma):
@@ -350,8 +352,9 @@ def least_firing_depth(gamma):
     """
     if gamma == 1:
         return np.inf
-    t = 1
-    while gamma**t > (1 - gamma) / (2 - gamma):
+    small = (1 - gamma) / (2 - gamma)
+    t = max(1, int(np.log(small) / np.log(gamma)) - 1) if gamma > 0 else 1  # -1: logs are rounded
+    while gamma**t > small:
         t += 1
     return t
 
@@ -363,13 +366,11 @@ def late_shortcut(gamma, T):
     """The counterexample to the printed pruning for 0 < gamma < 1: (mdp, start, goals).
 
     A corridor 0 -> 1 -> ... -> T, just as long as the horizon; in 0, action 0 waits. Leaving at once
-    costs 1 a step for t* steps (`least_firing_depth`); leaving later is free, but too late. So the
-    optimum leaves at once. The late prefix, popped first, comes to state t* a step later with value 0,
-    and its record prunes the only prefix that is in time. T must be >= t*+1 (child reading) or t*+2
-    (parent reading).
+    costs 1 a step for t* steps (`least_firing_depth`); leaving later is free, but too late. The late
+    prefix, popped first, comes to state t* a step later with value 0, and its record prunes the only
+    prefix that is in time. T must be >= t*+1 (child reading) or t*+2 (parent reading).
     """
-    next_state = [[min(s + 1, T)] * 2 for s in range(T + 1)]
-    next_state[0] = [0, 1]
+    next_state = [[0, 1], *([min(s + 1, T)] * 2 for s in range(1, T + 1))]
     r = np.zeros((T, T + 1, 2))
     for t in range(least_firing_depth(gamma)):
         r[t, t] = -1
@@ -380,10 +381,10 @@ def late_shortcut(gamma, T):
 def print_counterexample(T, reading):
     """The late_shortcut at gamma = .25, where t* = 1, pop by pop."""
     mdp, start, goals = late_shortcut(0.25, T)
-    edges = ", ".join(f"{s}:{mdp.next[s, :, 0].tolist()}" for s in range(mdp.S))
+    edges = "; ".join(f"{s} -> {mdp.next[s, 0, 0]}" for s in range(1, mdp.S))
     print(f"\nCounterexample to the printed pruning, {reading} reading: gamma = {mdp.gamma}, T = {T}, "
-          f"start 0, goal {T}.\nActions 0 and 1 lead to {edges}. All is free, except that going from "
-          "0 to 1 at t = 0 costs 1.")
+          f"start 0, goal {T}.\n0 -> 0 (wait) or 1 (go); {edges}. All is free, except that going at "
+          "t = 0 costs 1.\nEvery pop: a prefix of length t, support G and value v.")
     trace, why = [], []
     printed = gds_literal(mdp, start, goals, reading=reading, trace=trace, why=why)
     records = iter(why)
@@ -408,7 +409,7 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=5 * 10**5)
     """
     start, goals = _check(mdp, start, goals, mode)
     best = _failed("infeasible", 0)
-    every = [({(start,): 1.0}, 0.0, [])]  # every policy of length t: its {path: odds}, value, rules
+    every = [({(start,): 1.0}, 0.0, [])]  # every policy of length t: its {path: p}, value, rules
     for t in range(mdp.T):
         if sum(max(len(dist), mdp.A ** len(dist)) for dist, _, _ in every) > limit:
             raise ValueError(f"brute_force: more than {limit} policies or paths of length {t + 1}, "
@@ -482,7 +483,7 @@ def sat_gadget(clauses, n):
 
 
 def random_problem(rng, gamma, deterministic):
-    """A problem that brute_force can solve: 2-4 states, 2 actions, T = 2-4, ties, odds of 1e-15.
+    """A problem that brute_force can solve: 2-4 states, 2 actions, T = 2-4, ties, p = 1e-15.
 
     Half are corridors (successors s and s+1, from 0 to the last state) with few costs, where being late
     matters; the others have any successors, start and goals, also none or all.
@@ -592,19 +593,19 @@ def check_theorems_4_and_5(cases, theorem, mode):
 
 
 def check_printed(cases, reading):
-    # Where eps is 0 (no cost at all, or gamma = 0), a prefix is pruned by its own record: left out.
-    cases = [(problem, optimum) for problem, optimum in cases
-             if problem[0].r.any() and problem[0].gamma > 0]
+    # Where eps is 0, a tie is enough to prune, see `gds_literal`: left out.
+    fair = [case for case in cases if case[0][0].r.any() and case[0][0].gamma > 0]
     wrong, built = Counter(), 0
-    for problem, optimum in cases:
+    for problem, optimum in fair:
         wrong[problem[0].gamma] += not same(gds_literal(*problem, reading), optimum)
     for gamma in (0.25, 0.5, 0.75):
         problem = late_shortcut(gamma, least_firing_depth(gamma) + 2)
         built += not same(gds_literal(*problem, reading=reading), gds(*problem))
     counts = ", ".join(f"{count} at {gamma:g}" for gamma, count in sorted(wrong.items()))
     return Claim(f"Theorems 4 and 5 with the printed pruning, {reading} reading",
-                 f"wrong answers by gamma, of {len(cases)} random problems: {counts};\n       "
-                 f"and on {built} of 3 late shortcuts (gamma .25, .5, .75)",
+                 f"wrong answers by gamma, of {len(fair)} random problems: {counts};\n       (eps is 0 "
+                 f"in {len(cases) - len(fair)} others, as gamma = 0 or nothing costs); and on {built} of 3 "
+                 "late\n       shortcuts (gamma .25, .5, .75; no chance, one goal: REACH is COVER there)",
                  wrong.total() + built, expected=False)
 
 
@@ -612,7 +613,7 @@ def check_firing_depth(cases):
     early = wrong = 0
     for problem, optimum in cases:
         mdp, depth = problem[0], least_firing_depth(problem[0].gamma)
-        if not mdp.r.any():  # eps = 0, as above
+        if not mdp.r.any():  # eps is 0, as above
             continue
         for reading in ("parent", "child"):
             trace = []
@@ -621,30 +622,31 @@ def check_firing_depth(cases):
             wrong += mdp.T <= depth and not same(result, optimum)
     gammas = (0.25, 0.5, 0.75, 0.9, 0.99)
     depths = ", ".join(f"{least_firing_depth(gamma)} at {gamma}" for gamma in gammas)
-    return Claim("It prunes no prefix shorter than t*, gamma^t* <= (1-gamma)/(2-gamma): "
-                 "right for T <= t*",
+    return Claim("The printed pruning prunes no prefix shorter than t*, gamma^t* <= "
+                 "(1-gamma)/(2-gamma): right for T <= t*",
                  f"{early} pruned earlier, {wrong} wrong with T <= t*; t* is {depths}", early + wrong)
 
 
 def check_repaired(cases):
-    wrong = fired = 0
+    wrong = pruned = 0
     for problem, optimum in cases:
         repaired = gds_literal(*problem, "repaired")
-        fired += repaired.fired
+        pruned += repaired.fired
         wrong += not same(repaired, optimum)
-    return Claim("Repaired pruning: records per (t, goal set), eps = r_max sum_{t<=i<T} gamma^i",
-                 f"{wrong} wrong of {len(cases)}; fired {fired:,} times", wrong)
+    return Claim("Repaired pruning: records per (t, support), eps = r_max sum_{t<=i<T} gamma^i",
+                 f"{wrong} wrong of {len(cases)}; {pruned:,} prefixes were pruned", wrong)
 
 
 def check_shift():
     """0 -> goal 2 for +1, or 0 -> 1 -> 2 for +.9 each, gamma .9; then the same less r_max = 1."""
     r = np.full((2, 3, 2), -1.0)
-    r[0, 0] = [0.0, -0.1]
-    r[1, 1] = -0.1
-    shifted = gds(MDP.deterministic([[2, 1], [2, 2], [2, 2]], r, 0.9), 0, {2})
+    r[0, 0], r[1, 1] = [0.0, -0.1], -0.1
+    mdp = MDP.deterministic([[2, 1], [2, 2], [2, 2]], r, 0.9)
+    shifted = gds(mdp, 0, {2})
+    one, two = policy_value(mdp, 0, [[0] * 3]) + 1, policy_value(mdp, 0, [[1] * 3] * 2) + 1 + mdp.gamma
     return Claim("Positive rewards: subtracting r_max is without loss of generality",
-                 f"raw: 1 in 1 step, 1.71 in 2; shifted by -1: {shifted.length} step is best",
-                 shifted.length != 2, expected=False)
+                 f"raw: {one:g} in 1 step, {two:g} in 2; shifted by -1: {shifted.length} step is best",
+                 shifted.length != 1 + (two > one), expected=False)
 
 
 def check_empty_policy():
@@ -717,6 +719,8 @@ def backward(mdp, stop):
     regret_t(s,a) = V_t(s) - Q_t(s,a): how much worse a is than the best option (stopping may be one).
     Where no end is possible V = -inf; an action with one such successor, however unlikely, has
     Q = -inf and regret inf. O(L S A K) time.
+    A policy whose branches end where they may is worth V_0(start) - E sum_i gamma^i regret_i(s_i,a_i),
+    the best from the start minus its regrets: add up r_i = V_i - gamma E V_{i+1} - regret_i.
     """
     edge = mdp.prob > 0  # (S,A,K)
     V = np.where(stop, 0.0, -np.inf)
@@ -736,19 +740,19 @@ def _scale(weight, x):
 
 
 class Relaxation(NamedTuple):
-    """The problem made easier: each branch may end for itself, at any time in lengths. See `relax`."""
+    """The problem made easier: each branch may end for itself, at any t in lengths. See `relax`."""
 
     lengths: range
-    root: float  # what it is worth from the start
+    root: float  # V_0(start), the best possible from the start
     regret: np.ndarray  # (L,S,A), L the greatest length; inf where no end is possible
-    miss: np.ndarray | None = None  # (L+1,S,G), only in COVER
+    miss: np.ndarray | None = None  # (L+1,S,N) for N goals, only in COVER
 
 
 def split_lengths(mdp):
     """The lengths 1..T as ranges; backward induction runs once for each range.
 
-    With chance, each length is a range of its own: all branches must end at one time, so each
-    induction fixes it. A deterministic P has one branch only: one range does.
+    All branches must end at one t, so with chance each length is a range of its own. A deterministic
+    P has one branch only: one range does.
     """
     if mdp.K == 1:
         return [range(1, mdp.T + 1)]
@@ -758,12 +762,12 @@ def split_lengths(mdp):
 def relax(mdp, start, goals, mode, lengths):
     """Backward induction for the easier problem, in which every branch may end for itself.
 
-    REACH: a branch may end in any goal. That is the problem itself, since REACH asks the same of each
-    branch alone; so it needs no history, and the bound is exact.
-    COVER: a branch may end anywhere, and none has to go to the goals. root - regrets forgets that, so
-    `upper_bound` takes off miss_t(s,g): the least that a branch in s at time t loses if some part of it
-    ends in goal g. That is the least sum of gamma^i regret_i on a path to g, each weighted by the odds
-    of the path so far; inf if there is no path.
+    REACH: a branch may end in any goal. That is the problem itself, as each branch must do only that;
+    and branches that meet have the same best action, so no history helps. The bound is exact.
+    COVER: a branch may end anywhere, and none must end in a goal. So `upper_bound` takes off what this
+    forgets, miss_t(s,g): the least that going on from s at t loses if some branch ends in g. That is
+    the least sum of gamma^i regret_i on a path to g, each weighted by the probability of the path so
+    far; inf if there is no path.
     """
     L = lengths[-1]
     stop = np.zeros((L + 1, mdp.S), bool)
@@ -775,9 +779,9 @@ def relax(mdp, start, goals, mode, lengths):
     miss = np.full((L + 1, mdp.S, len(goals)), np.inf)
     miss[lengths[0]:, sorted(goals), range(len(goals))] = 0
     for t in reversed(range(L)):
-        onward = np.where(edge, miss[t + 1][mdp.next], 0)  # (S,A,K,G)
-        onward = np.where(edge, mdp.prob[..., None] * onward, np.inf).min(2)  # (S,A,G)
-        going = _scale(mdp.gamma**t, regret[t])[..., None] + onward  # (S,A,G)
+        onward = np.where(edge, miss[t + 1][mdp.next], 0)  # (S,A,K,N)
+        onward = np.where(edge, mdp.prob[..., None] * onward, np.inf).min(2)  # (S,A,N)
+        going = _scale(mdp.gamma**t, regret[t])[..., None] + onward  # (S,A,N)
         miss[t] = np.minimum(miss[t], going.min(1))
     return Relaxation(lengths, V.item(0, start), regret, miss)
 
@@ -786,7 +790,6 @@ def reach_dp(mdp, start, goals):
     """The optimal REACH policy by backward induction for each length, without search.
 
     O(T^2 S A K) time, deterministic O(T S A). O(S A (T + K)) memory: only the best length is kept.
-    `pops` of the Result counts the choices (t, state, action) of the policy, and 1 for the end.
     """
     start, goals = _check(mdp, start, goals)
     every = (relax(mdp, start, goals, "reach", lengths) for lengths in split_lengths(mdp))
@@ -810,25 +813,25 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=N
     """The optimal policy from state start that reaches or covers the set goals, as a `Result`.
 
     The answer is `gds_plain`'s. What makes it fast, in place of the printed, unsound pruning:
-    - branches choose one after another, so a pop appends at most A entries, not A^n rules (n: support).
-      Rewards add up over the branches and never raise a prefix, and as the order of the branches is
-      fixed, each rule is built once;
-    - of prefixes with the same time and distribution, so with the same future, only the best is kept.
-      With a deterministic P this is Dijkstra's algorithm on (time, state): at most T*S+1 pops;
+    - the n states of a support choose one after another, so a pop appends at most A entries, not A^n
+      rules. Rewards add up over the states and never raise a prefix, and as the order of the states
+      is fixed, each rule is built once;
+    - of prefixes with the same t and distribution, so with the same future, only the best is kept.
+      With a deterministic P this is Dijkstra's algorithm on (t, state): at most T*S+1 pops;
     - heuristic=True: A*. The order is that of `upper_bound`, not of the value. In REACH that bound is
       exact, so nothing is left to search: `reach_dp` reads the policy off. max_pops, which has no
       pops to count then, is held against the choices that make up the policy.
 
-    trace: a list, to which (t, states, v, what) of every pop is appended. The branches in these
-    states have no action at time t yet; v is the value so far. what is "expand": the first of the
-    states tries every action; "expand, go on": so, too, but other branches have chosen already;
-    "return"; "drop, t = T"; or "drop, t = L", since with chance and the heuristic each length L has a
-    tree of its own. Where `reach_dp` reads the policy off, so are its steps, with what = "read off".
+    trace: a list, to which (t, states, v, what) of every pop is appended: states are those of the
+    support without an action at t, v the value so far. what is "expand": the first state tries every
+    action; "expand, go on": so, too, but others have chosen already; "return"; "drop, t = T"; or
+    "drop, t = L": with chance and the heuristic, each length L has its own tree. What `reach_dp` does
+    is listed step by step, as "read off".
 
     Distributions count as equal if the supports are and probabilities agree to 12 decimals. Taking
     one for another costs at most 1e-12 T S r_max, and may happen at each of T S choices in a row, so V
     is exact up to 1e-12 (T S)^2 r_max. COVER is NP-hard (`sat_gadget`): expect "capped" on large
-    stochastic problems. Memory: REACH O(S A (T + K)), COVER O(S (T A + T G + A K G)) and the heap.
+    stochastic problems. Memory: REACH O(S A (T + K)), COVER of N goals O(S (TA + TN + AKN)) and heap.
     """
     start, goals = _check(mdp, start, goals, mode, max_pops, trace)
     if mode == "cover" or not heuristic:
@@ -845,10 +848,7 @@ def gds(mdp, start, goals, mode="reach", heuristic=True, max_pops=10**6, trace=N
 
 
 def static_best(mdp, start, goals, mode="reach", max_pops=10**6):
-    """The best static policy: one rule S -> A for all times (length 1..T). The same search.
-
-    Theorem 2: some dynamic MDP has no optimal static policy, so this may be worse than gds.
-    """
+    """The best static policy, by the same search. By Theorem 2 it may be worth less than gds's."""
     start, goals = _check(mdp, start, goals, mode, max_pops)
     return _search(mdp, start, goals, mode, True, max_pops, None, static=True)
 
@@ -860,7 +860,7 @@ class Entry(NamedTuple):
     relaxed_value: float  # of its best completion if branches may end for themselves: root - regrets
     t: int
     todo: tuple  # ((state, probability), ...) at time t: the support's states without an action
-    done: tuple  # the same at time t+1: where the other branches have moved
+    done: tuple  # the same at time t+1: where the others have moved
     choices: tuple | None  # linked list, newest first: (t, state, action, older choices)
     future: tuple | None  # equal for entries with the same future
 
@@ -868,14 +868,14 @@ class Entry(NamedTuple):
 def upper_bound(relaxation, entry):
     """No completion of the entry is worth more. (If heuristic=False, this is just the entry's value.)
 
-    In COVER some branch must go to goal g; if the one in s does, it loses its odds * miss_t(s,g). Any
-    branch may go, so the cheapest counts; every goal must be covered, so the dearest goal counts.
+    In COVER some branch must go to goal g; from s, of probability p, it loses p miss_t(s,g). Any state
+    will do, so the cheapest counts; every goal must be covered, so the dearest goal counts.
     """
     if relaxation.miss is None:
         return entry.relaxed_value
     times = [entry.t] * len(entry.todo) + [entry.t + 1] * len(entry.done)
-    states, odds = zip(*entry.todo, *entry.done)
-    loss = np.array(odds)[:, None] * relaxation.miss[times, states]  # (branches,G)
+    states, probs = zip(*entry.todo, *entry.done)
+    loss = np.array(probs)[:, None] * relaxation.miss[times, states]  # (states,N)
     return entry.relaxed_value - loss.min(0).max().item()
 
 
@@ -936,7 +936,7 @@ def _search(mdp, start, goals, mode, heuristic, max_pops, trace, static=False):
 
 
 def _children(mdp, relaxation, entry, static):
-    """The entries in which the first branch that has no action has chosen one."""
+    """The entries in which the first state that has no action has chosen one."""
     t, (s, p), rest = entry.t, entry.todo[0], entry.todo[1:]
     weight = mdp.gamma**t * p
     fixed = {s2: a for _, s2, a in _choices(entry)} if static else {}
@@ -953,8 +953,8 @@ def _children(mdp, relaxation, entry, static):
         value = entry.value + weight * mdp.r.item(t, s, a)
         relaxed_value = entry.relaxed_value - weight * relaxation.regret.item(t, s, a)
         choices = (t, s, a, entry.choices)
-        branches = (t, rest, moved) if rest else (t + 1, moved, ())  # t, todo, done
-        yield Entry(value, relaxed_value, *branches, choices, future)
+        where = (t, rest, moved) if rest else (t + 1, moved, ())  # t, todo, done
+        yield Entry(value, relaxed_value, *where, choices, future)
 
 
 def _choices(entry):
@@ -1188,14 +1188,14 @@ def _read_successors(P):
                              f"got {len(P[s])} and in P[0] {A}")
     edges = []
     for (s, a), outcomes in listed.items():
-        name, odds = f"P[{s}][{a}]", {}
+        name, row = f"P[{s}][{a}]", {}
         for p, s2 in outcomes:
             if not 0 <= p < np.inf:
                 raise ValueError(f"{name}: probabilities must be >= 0, got {p}")
             s2 = _index(name, s2, S)
             if p > 0:
-                odds[s2] = odds.get(s2, 0.0) + p
-        edges.append(dict(sorted(odds.items())))
+                row[s2] = row.get(s2, 0.0) + p
+        edges.append(dict(sorted(row.items())))
     return S, A, edges
 
 
