@@ -230,11 +230,16 @@ def line_by_line(model, enc, row, codes):
 
 
 def control(line):
-    """({way: its greatest share under one forced code}, information) of a line of runs.py."""
-    ways = sorted(set("".join(line["ways"].values())) - {"n"})  # first letters; n = none
+    """{way: its greatest share under one forced code} of a line of runs.py; ways by first letters, n = none."""
+    ways = sorted(set("".join(line["ways"].values())) - {"n"})
     counts = np.array([[line["ways"][arm].count(way) for way in ways]
                        for arm in line["ways"] if arm.startswith("code ")])
-    return dict(zip(ways, counts.max(0) / len(line["tokens"]))), information(counts)
+    return dict(zip(ways, counts.max(0) / len(line["tokens"])))
+
+
+def parted(line):
+    """In percent: how many training rows have the way that is most frequent among their code's rows."""
+    return 100 * sum(code["share"] * max(code["ways"].values(), default=0) for code in line["study"]["ways"].values())
 
 
 def mean(values, form=".1f"):
@@ -254,27 +259,20 @@ def table(lines):
     for line in lines:
         groups.setdefault(line["label"], []).append(line)
 
-    rows = [["run", "seeds", "accuracy %, plain", "majority of 8", "code chosen on val", "ways of plain answers",
-             "best share of each way under one code", "seeds with all >= .98", "information of the code", "bits a row"]]
+    rows = [["run", "seeds", "accuracy %, plain", "majority of 8", "code chosen on val",
+             "best share of each way under one code", "training rows parted, %"]]
     for label, group in groups.items():
         cells = [label, str(len(group)), mean([accuracy(line, "off") for line in group])]
         votes = [line["study"]["vote"] for line in group if "vote" in line.get("study", ())]
         cells.append(", ".join(f"{mean([100 * v[t] for v in votes])} (T = {t})" for t in votes[0]) if votes else "")
-        plain = Counter("".join(line["ways"]["off"] for line in group))
-        ways = ", ".join(f"{way} {100 * n / plain.total():.0f} %" for way, n in plain.most_common())
-        if "chosen" not in group[0]:
-            rows.append([*cells, "", ways, "", "", "", ""])
-            continue
-        cells += [mean([accuracy(line, line["chosen"]) for line in group]), ways]
-        controls = [control(line) for line in group]
-        names = sorted({way for shares, _ in controls for way in shares})
-        cells.append(", ".join(f"{way} {mean([s.get(way, 0) for s, _ in controls], '.2f')}" for way in names))
-        held = sum(len(s) > 1 and min(s.values()) >= 0.98 for s, _ in controls)
-        cells.append(f"{held} of {len(group)}")
-        cells.append(mean([info for _, info in controls], ".2f"))
-        bits = [line["study"]["bits"] for line in group if "bits" in line.get("study", ())]
-        cells.append(mean(bits, ".2f") if bits else "")
-        rows.append(cells)
+        if "chosen" in group[0]:
+            cells.append(mean([accuracy(line, line["chosen"]) for line in group]))
+            controls = [control(line) for line in group]
+            names = sorted({way for shares in controls for way in shares})
+            shares = [f"{way} {mean([s.get(way, 0) for s in controls], '.2f')}" for way in names]
+            cells.append(", ".join(shares) if len(names) > 1 else "")  # what looks the same cannot be counted
+            cells.append(mean([parted(line) for line in group]) if "ways" in group[0]["study"] else "")
+        rows.append(cells + [""] * (len(rows[0]) - len(cells)))
     rows = list(zip(*(column for column in zip(*rows) if any(column[1:]))))  # without empty columns
     rows.insert(1, ["---"] * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)

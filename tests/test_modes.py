@@ -10,7 +10,7 @@ import torch
 
 import eval as evaluation
 from analysis import modes
-from analysis.modes import control, information
+from analysis.modes import control, information, parted
 from data.handles import first_tokens, follow_plans
 from data.modes import LINE_MANNERS, LINES, make_wrong, manner_of, tell, tell_line, way_of
 from data.modes import main as make_folder
@@ -214,8 +214,11 @@ def test_how_much_a_code_tells_about_the_way():
     # H(way) = 1 bit; given a code: 0, 0, 1, 1 bits
     assert information([[10, 0], [0, 10], [5, 5], [5, 5]]) == pytest.approx(0.5)
     line = {"tokens": [1] * 4, "ways": {"off": "wwss", "code 0": "wwws", "code 1": "ssss"}}
-    shares, info = control(line)
-    assert shares == {"w": 0.75, "s": 1.0} and 0 < info < 1
+    assert control(line) == {"w": 0.75, "s": 1.0}
+    # of 4 rows 2 have code 0, one of each way, and 2 have code 1, both short: 3 are where most of their like are
+    codes = {"code 0": {"share": 0.5, "ways": {"worked": 0.5, "short": 0.5}},
+             "code 1": {"share": 0.5, "ways": {"short": 1.0}}}
+    assert parted({"study": {"ways": codes}}) == 75
 
 
 def own_run(folder, answers):
