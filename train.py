@@ -112,7 +112,7 @@ def parse(argv):
             raise ValueError(f"--resume: {path} was written by another version, with other flags: {differ}")
         return argparse.Namespace(**{**saved, "resume": True, "out": args.out})
 
-    positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_codes", "chunk", "n_rollouts", "block_size",
+    positive = ("epochs", "batch_size", "grad_accum", "lr", "code_lr", "n_rollouts", "block_size",
                 "max_new_tokens", "save_every")
     for name in positive + ("rows", "temperature", "alpha_policy", "alpha_reg"):
         value, low = getattr(args, name), "> 0" if name in positive else ">= 0"
