@@ -226,7 +226,7 @@ class GPT(nn.Module):
         h = h.detach().to(self.router.weight.dtype)
         if self.config.route_norm:
             h = F.rms_norm(h, h.shape[-1:], eps=1e-6)
-        # In float32 always: bfloat16 would make close logits equal.
+        # Without autocast: bfloat16 would make close logits equal.
         with torch.autocast(h.device.type, enabled=False):
             return self.router(h)
 
@@ -334,12 +334,12 @@ class GPT(nn.Module):
                 softmax(z / temperature), and the one with the greatest log p(x | a) wins;
             select "path" (ours): a code's score in a chunk is log p of the chunk's labels if that code is
                 held for the whole row; the sequence with the greatest sum of scores, less switch_cost
-                nats for each change of code, wins, see best_path. Nothing is drawn. alpha_reg should then
-                be 0, since the regularizer punishes a code that lasts (train.py sees to it);
+                nats for each change of code, wins, see best_path. Nothing is drawn. Pass alpha_reg=0, as
+                train.py does: the regularizer punishes a code that lasts;
             select "greedy": the router's argmax, nothing is searched and policy is 0, so that the
                 regularizer alone trains the router: the control that shows what searching adds.
 
-        Returns (loss, terms): the four, detached, info_gain as a gain, and "usage" (C,), how many real
+        Returns (loss, terms): the four, unweighted, info_gain as a gain, and "usage" (C,), how many real
         chunks the router's argmax gave each code. In train() mode the regularizer's running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
@@ -364,9 +364,10 @@ class GPT(nn.Module):
 
     def prior_kl(self, probs, mask):
         """
-        The paper's marginal entropy regularizer: KL(P || target) in nats, probs (B, M, C), mask (B, M).
-        P (C, C) says how often code i is followed by code j: 0.8 * its running average + 0.2 * this
-        batch's mean of p(a_m = i) p(a_m+1 = j) over neighbouring real chunks. The target is a detached
+        The paper's marginal entropy regularizer: codes should be used as words are, many of them, by Zipf's
+        law, and rarely twice in a row. KL(P || target) in nats, probs (B, M, C), mask (B, M).
+        P (C, C), a running average, says how often code i is followed by code j: 0.8 * the old P + 0.2 *
+        this batch's mean of p(a_m = i) p(a_m+1 = j) over neighbouring real chunks. The target is a detached
         copy of P, made anew at each step, with almost no repetitions and Zipf's frequencies.
         """
         neighbours = mask[:, :-1] & mask[:, 1:]  # (B, M-1)
@@ -473,7 +474,7 @@ class GPT(nn.Module):
 
     @classmethod
     def from_checkpoint(cls, path, **overrides):
-        """A model from a checkpoint of train.py; overrides: n_codes, chunk, ... where codes are untrained."""
+        """A model from a checkpoint of train.py; overrides: see build."""
         saved = load_checkpoint(path)
         return build(saved["config"], saved["model"], path, **overrides)
 
@@ -510,8 +511,9 @@ def best_path(score, switch_cost):
     score (C, B, M): in nats, log p of chunk m's labels if code c is held for the whole row. Returns (B, M).
     The sum is not quite log p(x | path), whose earlier chunks carry other codes. Of equals the code stays,
     so chunks without a label, which score 0, take a neighbour's code (padding at switch_cost 0: any).
-    switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. With costs -score
-    >= 0, which change with m, this is a shortest path as General Dijkstra Search solves it (gds.py).
+    switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. At the start
+    all codes tie: code 0 everywhere. With costs -score >= 0, which change with m, this is a shortest path
+    as General Dijkstra Search solves it (gds.py).
     """
     C, B, M = score.shape
     own = torch.arange(C, device=score.device)[:, None]  # (C, 1)
