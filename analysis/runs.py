@@ -114,7 +114,6 @@ EXPERIMENTS = {
         "one code a row, half depth, C = 8":
             f"--eval_split test --eval_rows 150 --data modes3 {LASTING} --n_codes 8",
     }),
-    "modes_why": ([0], {label: f"{MODES} --data modes {flags}" for label, flags in CHANGED.items()}),
     **{data: ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data {data} --method sft",
         "SFT, 4.25 epochs": f"{MODES} --data {data} {AS_DEAR}",
