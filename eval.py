@@ -267,14 +267,15 @@ def table(summaries):
     """
     told = {way for summary in summaries.values() for s in summary["arms"].values() for way in s.get("ways", ())}
     told.discard("none")  # cut short, without ####
-    lines = [f"{'run':>14} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}  minus off [95 %]"]
+    wide = max(14, *map(len, summaries))
+    lines = [f"{'run':>{wide}} {'codes':9}{'nats/token':>11}{'  minus off [95 %]':28}{'strict':>7}  minus off [95 %]"]
     for name, summary in summaries.items():
         for arm, s in summary["arms"].items():
-            line = f"{name:>14} {arm:9}{s['nats']:11.4f}"
+            line = f"{name:>{wide}} {arm:9}{s['nats']:11.4f}"
             if "nats_minus_off" in s:
                 line += "  {:+.4f} [{:+.4f}, {:+.4f}]".format(*s["nats_minus_off"])
             if "strict" in s:
-                line = line.ljust(63) + f"{s['strict']:7.1%}"
+                line = line.ljust(wide + 49) + f"{s['strict']:7.1%}"
                 if "strict_minus_off" in s:
                     points = [100 * x for x in s["strict_minus_off"]]
                     line += "  {:+.1f} [{:+.1f}, {:+.1f}]".format(*points)
@@ -283,7 +284,7 @@ def table(summaries):
                     notes.append(f"flexible {s['flexible']:.1%}")
                 if s["parsed"] < 0.995:
                     notes.append(f"{1 - s['parsed']:.0%} without ####")
-                line = f"{line:90}  {', '.join(notes)}".rstrip()
+                line = f"{line:{wide + 76}}  {', '.join(notes)}".rstrip()
             if arm == summary.get("chosen"):
                 line += "  <- best on val"
                 if "choice" in summary:
