@@ -130,7 +130,7 @@ def parse(argv):
             setattr(args, name, PATH[name])
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
-    # The generated data are as many as one likes. These take about six minutes on two cores.
+    # The generated data are as many as one likes; these take minutes.
     short = {"rows": 1000, "eval_rows": 500} if args.data == "wordproblems" else {}
     if args.data in MODES | LINES:
         short = {"eval_rows": 300}

@@ -15,6 +15,7 @@ import numpy as np
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+from analysis.modes import accuracy  # noqa: E402
 from data import plumbing  # noqa: E402
 from data.files import read_jsonl  # noqa: E402
 from data.tokens import encode_rows, load_encoding, load_rows  # noqa: E402
@@ -44,11 +45,15 @@ def sweep():
     for line in read("rates") + [line | {"label": f"{line['label']}, {BEST}"} for line in read("words1000")]:
         method, _, rate = line["label"].rpartition(", ")
         for arm, nll in line["nll"].items():
-            verdicts = line.get("strict", {}).get(arm)
-            accuracy = 100 * verdicts.count("1") / len(verdicts) if verdicts else None
-            nats = sum(nll) / sum(line["tokens"])
-            found.setdefault((method, arm, float(rate)), {})[line["seed"]] = (nats, accuracy)
+            right = accuracy(line, arm) if "strict" in line else None
+            found.setdefault((method, arm, float(rate)), {})[line["seed"]] = (sum(nll) / sum(line["tokens"]), right)
     return found
+
+
+def gains(found, method, arm, rate):
+    """Nats of an arm minus SFT's at the same rate, one for each seed that both have."""
+    mine, sft = found.get((method, arm, rate), {}), found["sft", "off", rate]
+    return [mine[seed][0] - sft[seed][0] for seed in mine.keys() & sft.keys()]
 
 
 def rates_table():
@@ -57,14 +62,12 @@ def rates_table():
     out = ["| LM rate | seeds | SFT, nats | " + " | ".join(f"{name}, minus SFT" for name in SHOWN.values())
            + " | accuracy %, SFT | DLR, on |", "|---" * (len(SHOWN) + 5) + "|"]
     for rate in sorted({rate for _, _, rate in found}):
-        sft = found[("sft", "off", rate)]
+        sft = found["sft", "off", rate]
         cells = [f"{rate:.0e}".replace("e-0", "e-"), str(len(sft)), spread([nats for nats, _ in sft.values()])]
         for method, arm in SHOWN:
-            mine = found.get((method, arm, rate), {})
-            cells.append(spread([mine[seed][0] - sft[seed][0] for seed in mine.keys() & sft.keys()], "+.4f"))
+            cells.append(spread(gains(found, method, arm, rate), "+.4f"))
         for run in (sft, found.get(("likelihood", "on", rate), {})):
-            right = [accuracy for _, accuracy in run.values() if accuracy is not None]
-            cells.append(spread(right, ".1f") if right else "not run")
+            cells.append(spread([right for _, right in run.values() if right is not None], ".1f"))
         out.append("| " + " | ".join(cells) + " |")
     return "\n".join(out)
 
@@ -80,11 +83,8 @@ def draw_rates(plt):
     rates = sorted({rate for _, _, rate in found})
     figure, (above, below) = plt.subplots(2, sharex=True, figsize=(7.2, 5.6), height_ratios=[3, 2])
     for (method, arm), name in SHOWN.items():
-        gains = []
-        for rate in rates:
-            mine, sft = found.get((method, arm, rate), {}), found[("sft", "off", rate)]
-            gains.append(np.mean([mine[seed][0] - sft[seed][0] for seed in mine.keys() & sft.keys()] or [math.nan]))
-        above.plot(rates, gains, marker="o", linestyle="--" if arm == "off" else "-", label=name)
+        means = [np.mean(gains(found, method, arm, rate) or [math.nan]) for rate in rates]
+        above.plot(rates, means, marker="o", linestyle="--" if arm == "off" else "-", label=name)
     above.axhline(0, color="#888", linewidth=1)
     above.set_ylabel("nats minus SFT's\n(below 0: better than SFT)")
     above.legend(frameon=False)
@@ -123,9 +123,8 @@ def by_cost():
         if line["label"].startswith("switch cost "):
             cost = float(line["label"].removeprefix("switch cost "))
         if line["seed"] == 0 and cost is not None:
-            verdicts = line["strict"][line["chosen"]]
             leak = line["info_gain"] - worth * line["study"]["handles"]["information"] if "info_gain" in line else None
-            found[cost] = (line["study"]["handles"]["information"], 100 * verdicts.count("1") / len(verdicts), leak)
+            found[cost] = (line["study"]["handles"]["information"], accuracy(line, line["chosen"]), leak)
     return dict(sorted(found.items()))
 
 

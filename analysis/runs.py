@@ -201,11 +201,6 @@ def compare(folders):
     return lines
 
 
-def load(name):
-    path = HERE / "results" / f"{name}.jsonl"
-    return read_lines(path) if path.exists() else []
-
-
 # --------------------------------------------------------------------------------------------------
 # The table.
 
@@ -316,14 +311,14 @@ def main(argv=None):
         parser.error("give the NAME of an experiment, or --compare RUN RUN ...")
     seeds, settings = EXPERIMENTS[args.name]
     if not args.table:
-        finished = {(line["label"], line["seed"]) for line in load(args.name)}
+        finished = {(line["label"], line["seed"]) for line in figures.read(args.name)}
         todo = [(label, seed) for seed in args.seeds or seeds for label in args.labels or settings
                 if (label, seed) not in finished]
         with ThreadPoolExecutor(args.jobs) as pool:
             jobs = [pool.submit(measure, args.name, label, settings[label], seed) for label, seed in todo]
             for job in jobs:
                 job.result()  # raises what the job raised, after the others
-    lines = load(args.name)
+    lines = figures.read(args.name)
     order = list(settings)
     order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))

@@ -315,6 +315,7 @@ def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
     """Broken if a run were measured twice, one cut short not resumed, or a failure kept silent."""
     settings, calls = {"sft": "--method sft", "dlr, x": "--lr 1"}, []
     monkeypatch.setattr(runs, "HERE", tmp_path / "analysis")
+    monkeypatch.setattr(runs.figures, "HERE", tmp_path / "analysis")  # rows are read there
     monkeypatch.setattr(runs, "EXPERIMENTS", {"toy": ([0, 1], settings)})
     monkeypatch.setattr(runs, "read_run", lambda out: line("dlr, x", 0, {"off": [1, 1]}, {"off": "11"}))
     log, cut = tmp_path / "analysis/results/toy.jsonl", tmp_path / "runs/toy/dlr--x-0"

@@ -37,9 +37,9 @@ def test_the_leak_is_what_codes_gain_beyond_naming_the_ways(monkeypatch):
     """Broken if codes that name every manner and nothing else were said to leak."""
     worth = figures.worth_of_ways()
     assert 0.5 * math.log(2) / 20 < worth < math.log(2) / 10, "a line has 10 to 20 tokens or so, two ways in each"
-    def line(label, cost_gain, information):
-        return {"label": label, "seed": 0, "chosen": "code 1", "strict": {"code 1": "1000"}, "info_gain": cost_gain,
-                "study": {"handles": {"information": information}}}
+    def line(label, gain, information):
+        return {"label": label, "seed": 0, "tokens": [9] * 4, "chosen": "code 1", "strict": {"code 1": "1000"},
+                "info_gain": gain, "study": {"handles": {"information": information}}}
     known = {"lines": [line("path", worth, 1.0)], "lines_why": [line("switch cost 0", 0.3, 0.0)]}
     monkeypatch.setattr(figures, "read", known.get)
     assert figures.by_cost() == {0: (0.0, 25, 0.3), 0.5: (1.0, 25, pytest.approx(0))}
