@@ -19,6 +19,7 @@ import re
 import sys
 import textwrap
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -131,6 +132,59 @@ def manners(model, enc, rows, seed=0):
     return found
 
 
+@torch.no_grad()
+def within_lines(model, enc, rows, switch_cost, seed=0):
+    """
+    The same at the grain of lines: does the code that fits the first half of a line fit its second half, too? And
+    where do the codes of the path search change? Each line but an answer's last, if it has 6 tokens or more.
+
+    Returns a dict. "against another answer", "against another line": nats per token of the second halves of lines
+    under the code that makes the line's first half likeliest, minus those under such a code of a line of another
+    answer, or of another line of the same answer, with a 95 % interval over answers. "changes": how many of the
+    chunks that begin a line have another code than the chunk before, and how many of the others; "samples": three
+    answers, [c] where the code becomes c.
+    """
+    K, C = model.config.chunk, model.config.n_codes
+    lines, answers, samples = [], 0, []  # lines: (answer, its code, another line's, nats of its end (C,), tokens of it)
+    changes = {"at a line's begin": [], "elsewhere": []}
+    for _, (ids, n_prompt) in fitting(rows, enc, model):
+        idx, targets = (t.to(model.cos.device) for t in collate([(ids, n_prompt)]))
+        h = model.lower(idx)
+        nll = -torch.stack([model.token_logp(model.steer(h, code), targets)[0] for code in range(C)]).cpu()  # (C, T)
+        texts = [decode(enc, [token]) for token in ids[n_prompt:]]
+        begins = [n_prompt + at - 1 for _, at in first_tokens(texts)]  # the state at t predicts the token at t + 1
+        halves = [nll[:, a:b].tensor_split(2, dim=1) for a, b in pairwise(begins) if b - a >= 6]
+        if len(halves) >= 2:
+            fits = [first.sum(1).argmin().item() for first, _ in halves]
+            for i, (_, second) in enumerate(halves):
+                lines.append((answers, fits[i], fits[i - 1], second.sum(1).numpy(), second.size(1)))
+            answers += 1
+
+        codes = model.search(idx, targets, select="path", switch_cost=switch_cost)[0].tolist()  # (M,)
+        chunks = {t // K for t in begins[1:]}
+        marked = f"[{codes[(n_prompt - 1) // K]}]"
+        for t, text in enumerate(texts, n_prompt - 1):
+            m = t // K
+            if t % K == 0 and t >= n_prompt:
+                changes["at a line's begin" if m in chunks else "elsewhere"].append(codes[m] != codes[m - 1])
+                marked += f"[{codes[m]}]" if codes[m] != codes[m - 1] else ""
+            marked += text
+        samples.append(marked)
+
+    found = {"answers": answers, "samples": samples[:3]}
+    found["changes"] = {where: float(np.mean(seen)) for where, seen in changes.items() if seen}
+    if not lines:
+        return found
+    of, fit, fit_another, second, n = (np.array(column) for column in zip(*lines))  # second (lines, C)
+    anywhere = np.random.default_rng(seed).permutation(fit)
+    n_of, line = np.bincount(of, n), np.arange(len(n))
+    own, another_answer, another_line = (np.bincount(of, second[line, codes]) / n_of  # (answers,) nats a token
+                                         for codes in (fit, anywhere, fit_another))
+    found["against another answer"] = bootstrap(own, another_answer, n_of)
+    found["against another line"] = bootstrap(own, another_line, n_of)
+    return found
+
+
 def marks(answers):
     """What the eye sees of the manner in which GSM8K answers are written: {mark: how much of it, in the mean}."""
     seen = []
@@ -206,7 +260,8 @@ def study(run, n_rows=300, votes=True):
     named = [row for row in train_rows if row.get("way") is not None]
     if named:
         return hindsight(model, enc, named, flags["switch_cost"])
-    return {"ways": f'no training row of {flags["data"]} has a field "way"'} | manners(model, enc, rows)
+    found = {"ways": f'no training row of {flags["data"]} has a field "way"'} | manners(model, enc, rows)
+    return found | {"lines": within_lines(model, enc, rows, flags["switch_cost"])}
 
 
 def line_by_line(model, enc, row, codes):
@@ -299,6 +354,19 @@ def lines_table(lines):
         cells.append(mean([accuracy(line, "off") for line in group], ".1f"))
         chosen = [accuracy(line, line["chosen"]) for line in group if "chosen" in line]
         out.append(f"| {' | '.join([*cells, mean(chosen, '.1f') if chosen else ''])} |")
+    return "\n".join(out)
+
+
+def manners_table(lines):
+    """Markdown: GSM8K as it is, a row for each run: what `manners` and `within_lines` find."""
+    out = ["| run | seed | nats a token of an answer's second half | of a line's, against another answer's line "
+           "| against another line of the same answer | changes at a line's begin, elsewhere, % |", "|---" * 6 + "|"]
+    for line in lines:
+        study, within = line["study"], line["study"]["lines"]
+        gains = [study["second half"], within["against another answer"], within["against another line"]]
+        cells = ["{:+.4f} [{:+.4f}, {:+.4f}]".format(*gain) for gain in gains]
+        changes = ", ".join(f"{100 * share:.0f}" for share in within["changes"].values())
+        out.append(f"| {' | '.join([line['label'], str(line['seed']), *cells, changes])} |")
     return "\n".join(out)
 
 

@@ -120,6 +120,9 @@ EXPERIMENTS = {
         "path": f"{MODES} --data {data} {TWO}",
         "one code a row, half depth": f"{MODES} --data {data} {LASTING} --n_codes 2",
     }) for data in ("modes_early", "modes_wrong")},
+    # GSM8K as it is, and the small base model: where do codes change, and what do they mean?
+    "manners": ([0, 1, 2], {f"switch cost {cost}": f"--data gsm8k --rows 3000 --epochs 2 {FOUR} --switch_cost {cost} "
+                            "--eval_split test --eval_rows -1 --no-generate" for cost in ("1", "3", "10", "inf")}),
     "modes_gsm8k": ([0], {
         "SFT": f"{HALF} --method sft",
         "path": f"{HALF} {TWO}",
@@ -146,7 +149,7 @@ def measure(name, label, flags, seed):
         raise RuntimeError(f"{label}, seed {seed}: failed\n{done.stderr[-2000:]}")
     line = {"label": label, "seed": seed, "flags": flags, **read_run(out)}
     line["device"], line["torch"] = plumbing.find_device("auto")[0], torch.__version__
-    if name.startswith(("modes", "lines")):  # its table reads verdicts and ways
+    if name.startswith(("modes", "lines", "manners")):  # its table reads verdicts and ways
         del line["nll"]
         line["study"] = modes.study(out, len(line["tokens"]), votes=name == "modes")
     (HERE / "results").mkdir(exist_ok=True)
@@ -326,6 +329,8 @@ def main(argv=None):
         print(figures.rates_table())
     elif args.name.startswith("lines"):
         print(modes.lines_table(lines))
+    elif args.name == "manners":
+        print(modes.manners_table(lines))
     elif args.name.startswith("modes"):
         print(modes.table(lines), differences(lines), sep="\n\n")
     else:
