@@ -2,7 +2,7 @@
 Train: `python train.py` post-trains the embedded base model with DLR on word problems, then trains
 plain SFT under the same budget, and prints both beside each other.
 
-    python train.py                                  # the main job, 6.4 minutes on 2 CPU cores
+    python train.py                                  # the main job, about 6 minutes on 2 CPU cores
     python train.py --tiny                           # the same in half a minute: see all of it work
     python train.py --data gsm8k --init_from data/smollm2        # a real model, real GSM8K (README)
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
@@ -69,7 +69,7 @@ def parse(argv):
     flag("device", "auto", "where to run", choices=["auto", "cpu", "cuda", "mps"])
     flag("dtype", "auto", "of matrix products; auto: bfloat16 on a GPU", ["auto", "float32", "bfloat16"])
     # budget
-    flag("rows", 0, "training rows; 0 = all of the split (word problems: 1000 unless given)")
+    flag("rows", 0, "training rows; 0 = all of the split (word problems: 600 unless given)")
     flag("epochs", 3.0, "passes over the rows")
     flag("batch_size", 8, "rows per optimizer step")
     flag("grad_accum", 1, "micro-batches that a batch is cut into, to save memory")
@@ -94,7 +94,7 @@ def parse(argv):
     # evaluation and checkpoints
     flag("block_size", 512, "longest sequence, longer rows are left out (a .pt checkpoint keeps its own)")
     flag("eval_split", "test", "split that is evaluated at the end")
-    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split (word problems: 500 unless given, "
+    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split (word problems: 400 unless given, "
          "those answered in several ways: 300), -1 = none")
     flag("max_new_tokens", 320, "longest answer generated, in tokens")
     flag("generate", True, "generate and grade answers; --no-generate: likelihood only, fast")
@@ -131,7 +131,7 @@ def parse(argv):
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
     # The generated data are as many as one likes; these take minutes.
-    short = {"rows": 1000, "eval_rows": 500} if args.data == "wordproblems" else {}
+    short = {"rows": 600, "eval_rows": 400} if args.data == "wordproblems" else {}
     if args.data in MODES | LINES:
         short = {"eval_rows": 300}
     if args.tiny:

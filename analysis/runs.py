@@ -42,6 +42,7 @@ METHODS = {
     "random_router": "--method random_router",
 }
 WORDS = METHODS | {"path": "--select path --n_codes 2"}
+BASELINES = {"pause": "", "tokenassorted": ""}  # the paper's, made by baselines.py
 RATES = ("5e-4", "1e-3", "2e-3")
 # The language model's rate, from the paper's to three times our best (1e-3, in words1000). At the low ones
 # nothing is answered rightly, so only likelihoods are measured.
@@ -60,8 +61,6 @@ TWO = "--select path --n_codes 2"
 FOUR = "--select path --n_codes 4"
 # A step of the path with two codes, added after 3 of 4 blocks, costs 4.25 / 3 SFT steps.
 AS_DEAR = "--method sft --epochs 4.25"
-# One code for the whole row, at half depth: measured as --persistence 1 with N = C, to the same bits.
-LASTING = "--select path --switch_cost inf --steer_layer 2"
 PAPER = "--n_codes 2 --n_rollouts 8 --code_lr 1e-1 --alpha_reg 0"  # the paper's search, the path's rates
 
 # What decides whether codes find the ways: the same with one thing changed.
@@ -82,7 +81,8 @@ HALF = f"--data data/gsm8k-modes {SMOL}"
 EXPERIMENTS = {
     "lr": ([100], {f"{name}, {rate}": f"{LR} {METHODS[name]} --lr {rate}"
                    for name in ("sft", "likelihood", "greedy") for rate in RATES}),
-    "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}" for name, flags in (WORDS | MATCHED).items()}),
+    "words1000": ([0, 1, 2], {name: f"{TEST} --rows 1000 {flags}"
+                              for name, flags in (WORDS | MATCHED | BASELINES).items()}),
     "words2000": ([0, 1, 2], {name: f"{TEST} --rows 2000 {flags}" for name, flags in (METHODS | MATCHED).items()}),
     "rates": ([0, 1, 2], {f"{name}, {rate}": f"{TEST} --rows 1000 {WORDS[name]} --lr {rate}" + quiet
                           for rate, quiet in SWEEP.items() for name in ("sft", "likelihood", "static", "random_router")}
@@ -92,7 +92,6 @@ EXPERIMENTS = {
         "one code a row": f"{MODES} --data lines {TWO} --switch_cost inf",
         "the paper's search": f"{MODES} --data lines {PAPER}",
         "the paper's search, three quarters": f"{MODES} --data lines {PAPER} --steer_layer 3",
-        "SFT": f"{MODES} --data lines --method sft",
     }),
     "lines_pairs": ([0, 1, 2], {name: f"{MODES} --data {name} {TWO}" for name in [*LINES][1:]}),
     "lines_why": ([0], {label: f"{MODES} --data lines {flags}" for label, flags in CHANGED.items()}),
@@ -101,28 +100,19 @@ EXPERIMENTS = {
         "SFT, told the way": f"{MODES} --data modes_told --method sft",
         "SFT, 4.25 epochs": f"{MODES} --data modes {AS_DEAR}",
         "path": f"{MODES} --data modes {TWO}",
-        "one code a row, half depth": f"{MODES} --data modes {LASTING} --n_codes 2",
-    }),
-    "modes_plain": ([0, 1, 2], {  # the same flags where every answer is worked: is it the data?
-        "SFT": f"{MODES} --rows 2000 --method sft",
-        "path": f"{MODES} --rows 2000 {TWO}",
-        "one code a row, half depth": f"{MODES} --rows 2000 {LASTING} --n_codes 2",
     }),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
         "path": f"{MODES} --data modes3 {FOUR}",
-        "one code a row, half depth, C = 8":
-            f"--eval_split test --eval_rows 150 --data modes3 {LASTING} --n_codes 8",
     }),
     **{data: ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data {data} --method sft",
         "SFT, 4.25 epochs": f"{MODES} --data {data} {AS_DEAR}",
         "path": f"{MODES} --data {data} {TWO}",
-        "one code a row, half depth": f"{MODES} --data {data} {LASTING} --n_codes 2",
     }) for data in ("modes_early", "modes_wrong")},
     # GSM8K as it is, and the small base model: where do codes change, and what do they mean?
     "manners": ([0, 1, 2], {f"switch cost {cost}": f"--data gsm8k --rows 3000 --epochs 2 {FOUR} --switch_cost {cost} "
-                            "--eval_split test --eval_rows -1 --no-generate" for cost in ("1", "3", "10", "inf")}),
+                            "--eval_split test --eval_rows 1319 --no-generate" for cost in ("1", "3", "10", "inf")}),
     "modes_gsm8k": ([0], {
         "SFT": f"{HALF} --method sft",
         "path": f"{HALF} {TWO}",
@@ -140,8 +130,9 @@ def measure(name, label, flags, seed):
     """One run of train.py, from the start or where it was left, and its line."""
     slug = "".join(c if c.isalnum() else "-" for c in label)
     out = HERE.parent / "runs" / name / f"{slug}-{seed}"
-    argv = [sys.executable, "train.py", *flags.split(), "--seed", str(seed), "--no-baseline", "--out", str(out)]
-    if (out / "config.json").exists():
+    script = ["analysis/baselines.py", label] if label in BASELINES else ["train.py"]
+    argv = [sys.executable, *script, *flags.split(), "--seed", str(seed), "--no-baseline", "--out", str(out)]
+    if (out / "config.json").exists() and label not in BASELINES:
         argv = [sys.executable, "train.py", "--resume", "--out", str(out)]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=HERE.parent, env=env, capture_output=True, text=True)
