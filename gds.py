@@ -12,7 +12,7 @@ The terms, in the paper's letters:
     static        a policy whose rules are all the same
     value         V = E sum_{i<L} gamma^i r_i(s_i, pi_i(s_i)), over the policy's own length only
     branch        a path that chance may take while the policy is followed
-    support       G, the states in which the policy may end (the paper: its goal set)
+    support       G, the states in which one may be after the policy (the paper: its goal set)
     REACH G*      G is a subset of the goals G*: every branch ends in a goal
     COVER G*      G is a superset of G*: every goal is the end of some branch
     feasible      a policy of length 1..T that reaches (or covers) G*; the empty one does not count
@@ -26,8 +26,10 @@ The paper's five theorems:
     4   REACH: GDS, which is Dijkstra's algorithm on policies, returns the optimum (`gds_plain`)
     5   COVER: so does GDS there
 
-Sections 3-6 test them. The pruning that is printed with GDS is unsound (`gds_literal`,
-`late_shortcut`); a repair is sound. Sections 7-8 are the same, fast: `gds` is the function to use.
+Section 3 is GDS, Section 6 tests the theorems. The paper also prunes prefixes that look worse than
+a recorded one; its records carry no time, and that loses the optimum (`gds_literal`,
+`late_shortcut`). With the time it is sound. Sections 7-8 are the same, fast: in REACH backward
+induction suffices, COVER is NP-hard and takes A*. `gds` is the function to use.
 """
 
 import argparse
@@ -129,10 +131,10 @@ class Result:
     value    V of the policy; -inf if infeasible, nan if capped
     length   L, the number of its rules
     policy   the rules, each a dict {state: action} on the states that it can meet (the support)
-    pops     entries taken from the heap. `reach_dp`, and so `gds` in REACH, has no heap: there it is
-             the number of choices of an action that were read off, and 1 for the end
-    status   "optimal"; "infeasible": no policy is feasible; "capped": max_pops came first, so
-             nothing is known. An unsound `gds_literal` only gives its own opinion
+    pops     entries taken from the heap. `reach_dp`, and so `gds` in REACH with its heuristic, has no
+             heap: there it is the number of choices of an action that were read off, and 1 for the end
+    status   "optimal"; "infeasible": no policy is feasible; "capped": max_pops came first, no answer.
+             An unsound `gds_literal` only gives its own opinion
     fired    how many prefixes were pruned (`gds_literal`)
     reason   why there is no policy, in words (`gds`, `reach_dp`, `static_best`); "" if there is one
     """
@@ -257,32 +259,36 @@ def repaired_eps(mdp):
 
 def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**6,
                 trace=None, why=None):
-    """`gds_plain` with the printed pruning, unsound since its records carry no time, or repaired.
+    """`gds_plain` with the pruning as printed, which is unsound, or repaired.
 
-    Let a popped prefix have length t, support G and value v. If it is feasible, it is returned. If
-    not, it is pruned, that is not extended, where there is a record (G', v') with
+    A popped prefix of length t, support G and value v that is not feasible is pruned, that is not
+    extended, where there is a record (G', v') with
 
         G' a subset of G (COVER: a superset)   and   v <= v' - eps_t.
 
-    eps_t is meant as the most that any completion can cost from t on.
-    Printed, unsound: eps_t is `printed_eps`. When a prefix is extended, each child whose support was
-    not popped before leaves a record of its value v'. G' (sic) is the parent's support: reading
-    "parent". Probably the child's own was meant: reading "child". Either way, a prefix that is too
-    late may prune the only one that is in time: `late_shortcut`. And where eps is 0 (gamma = 0, or no
-    cost at all), a prefix may be pruned by the record of its own birth ("child"), or by one of its
-    parent's support, which it or a sibling left at birth ("parent").
+    The idea: the recorded prefix can be completed in the same way, and eps_t is the most that a
+    completion can cost from t on, so the pruned one cannot become better.
 
-    Repaired, ours, sound: reading "repaired". Three things change:
-    - a record carries its t and prunes only prefixes of this length: sound, wherever eps > 0;
-    - a prefix leaves its own (t, G, v), and not before it is extended: so none meets its own record;
-    - eps_t is `repaired_eps`. The printed one, never smaller, was not unsound: this just prunes more.
-    Proof: let the pruned prefix begin an optimal policy. Append the rest of its rules to the recorded
-    prefix (in COVER, extend them arbitrarily to the extra states). In REACH the rest starts from fewer
-    states, so it ends in no others; in COVER from more, so it still ends in all the goals. The new
-    policy is feasible, too, and worth >= v' - eps_t >= v >= the optimum. Its prefix of length t+1 was
-    pushed when the recorded one was extended. If a longer prefix of it is pruned in turn, repeat the
-    argument: fewer steps are left. So the heap always holds a prefix of some optimal policy, and the
-    proof of `gds_plain` applies.
+    As printed, eps_t is `printed_eps`, and whenever a prefix is extended, each child whose support has
+    not been popped leaves a record of its value v' and its support G' (reading "child"; by the letter
+    of the paper G' is the parent's support: reading "parent"). Unsound, since a record holds at any
+    time: one that comes too late for the goal may prune the only prefix that is in time
+    (`late_shortcut`); one that comes early may still have to pay for what has since become free.
+
+    Repaired, ours, sound (reading "repaired"):
+    - a record carries its t and prunes only prefixes of this length;
+    - a prefix leaves its own (t, G, v), when it is extended: so it never meets its own record;
+    - eps_t is `repaired_eps`. The printed one is never smaller, so safe, too, but prunes less.
+    Proof: suppose that the pruned prefix begins an optimal policy. Append the rest of its rules to the
+    recorded prefix (in COVER, extend them arbitrarily to the extra states). In REACH the rest starts
+    from fewer states, so it ends in no others; in COVER from more, so it still ends in all the goals.
+    The new policy is feasible, too, and worth >= v' - eps_t >= v >= the optimum. Its prefix of length
+    t+1 was pushed when the recorded one was extended. If a longer prefix of it is pruned in turn,
+    repeat the argument: fewer steps are left. So the heap always holds a prefix of some optimal policy,
+    and the proof of `gds_plain` applies.
+
+    Where eps is 0 (gamma = 0, or no cost at all) the printed pruning fails already since the record of
+    a prefix's own birth prunes it ("child"), or one of its parent's support does ("parent").
 
     reading "none": nothing is pruned. max_pops also caps the prefixes that wait in the heap.
     trace: a list, to which (t, G, v, what) of every pop is appended; what is "expand", "return",
@@ -345,10 +351,10 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
 
 
 def least_firing_depth(gamma):
-    """t*, the least t >= 1 with gamma^t <= (1-gamma)/(2-gamma): nothing shorter is pruned as printed.
+    """t*, the least t >= 1 with gamma^t <= (1-gamma)/(2-gamma): if r_max > 0, nothing shorter is pruned.
 
     Proof: pruning needs v <= v' - eps_t, where v' <= 0, v >= -r_max (1-gamma^t)/(1-gamma) and
-    eps_t = r_max gamma^t/(1-gamma)^2 (r_max > 0). Hence the printed algorithm is right for T <= t*.
+    eps_t = r_max gamma^t/(1-gamma)^2. Hence the printed algorithm is right for T <= t*.
     """
     if gamma == 1:
         return np.inf
@@ -436,8 +442,8 @@ def brute_force(mdp, start, goals, mode="reach", history=False, limit=5 * 10**5)
 def policy_iteration(mdp):
     """The best T rules when nothing must be reached: evaluate all, improve all, until none changes.
 
-    Returns (policy (T,S) actions, values (T+1,S), rounds). Theorem 3: this converges to the optimum,
-    in at most T+1 rounds, since after n of them the last n rules are optimal.
+    Returns (policy (T,S) actions, values (T+1,S), rounds). Theorem 3: this converges to the optimum.
+    It takes at most T+1 rounds, since after n of them the last n rules are optimal.
     """
     policy, everywhere = np.zeros((mdp.T, mdp.S), int), np.arange(mdp.S)
     for rounds in itertools.count(1):
@@ -486,7 +492,7 @@ def random_problem(rng, gamma, deterministic):
     """A problem that brute_force can solve: 2-4 states, 2 actions, T = 2-4, ties, p = 1e-15.
 
     Half are corridors (successors s and s+1, from 0 to the last state) with few costs, where being late
-    matters; the others have any successors, start and goals, also none or all.
+    matters; the others have any successors, start and goals (no goal, or all states, too).
     """
     S, A = int(rng.integers(2, 5)), 2
     T = int(rng.integers(2, 5 if deterministic or S < 4 else 4))
@@ -638,7 +644,7 @@ def check_repaired(cases):
 
 
 def check_shift():
-    """0 -> goal 2 for +1, or 0 -> 1 -> 2 for +.9 each, gamma .9; then the same less r_max = 1."""
+    """0 -> goal 2 for +1, or 0 -> 1 -> 2 for +.9 each, gamma .9; then the same less 1, the greatest r."""
     r = np.full((2, 3, 2), -1.0)
     r[0, 0], r[1, 1] = [0.0, -0.1], -0.1
     mdp = MDP.deterministic([[2, 1], [2, 2], [2, 2]], r, 0.9)
@@ -765,9 +771,9 @@ def relax(mdp, start, goals, mode, lengths):
     REACH: a branch may end in any goal. That is the problem itself, as each branch must do only that;
     and branches that meet have the same best action, so no history helps. The bound is exact.
     COVER: a branch may end anywhere, and none must end in a goal. So `upper_bound` takes off what this
-    forgets, miss_t(s,g): the least that going on from s at t loses if some branch ends in g. That is
-    the least sum of gamma^i regret_i on a path to g, each weighted by the probability of the path so
-    far; inf if there is no path.
+    forgets, miss_t(s,g): what it costs at least, from s at t, that some branch ends in g. That is the
+    least sum of gamma^i regret_i on a path to g, each weighted by the probability of the path so far
+    (the other branches may do their best); inf if there is no path.
     """
     L = lengths[-1]
     stop = np.zeros((L + 1, mdp.S), bool)
@@ -862,7 +868,7 @@ class Entry(NamedTuple):
     todo: tuple  # ((state, probability), ...) at time t: the support's states without an action
     done: tuple  # the same at time t+1: where the others have moved
     choices: tuple | None  # linked list, newest first: (t, state, action, older choices)
-    future: tuple | None  # equal for entries with the same future
+    future: tuple | None  # what it can still do: (t, todo, done) with rounded probabilities
 
 
 def upper_bound(relaxation, entry):

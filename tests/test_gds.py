@@ -365,6 +365,14 @@ def test_counterexamples_written_by_hand(problem, reading, mode):
     assert (family.next[..., 0].tolist(), start, goals) == (succ, 0, goal) and (family.r == r).all()
 
 
+def test_a_record_that_comes_early_prunes_the_best_too():
+    """Broken if only lateness were the fault: in state 1 going is free at last, but an early record prunes waiting."""
+    r = [np.zeros((3, 2)), [[0, 0], [-0.9, -1], [0, 0]], np.zeros((3, 2))]
+    problem = gds.MDP.deterministic([[1, 1], [1, 2], [2, 2]], r, 0.25), 0, {2}
+    assert gds.gds_literal(*problem, reading="child").value == -0.25
+    assert gds.gds_literal(*problem, reading="repaired").value == gds.brute_force(*problem).value == -0.225
+
+
 @pytest.mark.parametrize("mode", ["reach", "cover"])
 @pytest.mark.parametrize("reading, eps", [("parent", 64 / 9), ("child", 64 / 9), ("repaired", 5)])
 def test_what_a_prefix_must_cost_to_be_pruned(reading, eps, mode):
