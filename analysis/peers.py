@@ -4,6 +4,8 @@ What someone would do without codes, where training answers go several ways and 
     clean     SFT on the worked rows alone, which only their maker can tell, as many steps: perfect filtering
     clusters  k-means (2 clusters) on the base model's mean last state of each answer, standardised; SFT whose
               question ends in the cluster's number; the cluster to ask for is chosen on val
+    finish    SFT; then 3 epochs of SFT on the 200 val rows on which a code would be chosen. It needs their worked
+              answers, where choosing a code needs the final results only
     filter    SFT; drop the half of the rows with the highest loss a token under it; train anew, as many steps
 
     python analysis/peers.py modes_wrong clusters filter --seeds 0 1 2     # appends to results/peers.jsonl
@@ -63,14 +65,14 @@ def clusters(rows):
     return two_means((states - states.mean(0)) / states.std(0))
 
 
-def sft(rows, out, seed, epochs=3.0):
+def sft(rows, out, seed, epochs=3.0, init_from="base"):
     """A model trained by train.py on these rows of question and answer."""
     out.mkdir(parents=True, exist_ok=True)
     folder = out / "data"
     folder.mkdir(exist_ok=True)
     plumbing.write_records(folder / "train.jsonl", [{key: row[key] for key in ("question", "answer")} for row in rows])
     args = train.parse(["--method", "sft", "--data", str(folder), "--seed", str(seed), "--epochs", str(epochs),
-                        "--eval_rows", "-1", "--out", str(out)])
+                        "--init_from", str(init_from), "--eval_rows", "-1", "--out", str(out)])
     model, enc, _ = train.train(args)
     return model.eval(), enc
 
@@ -89,6 +91,10 @@ def measure(data, peer, seed, out):
     if peer == "clean":
         clean = [row for row in rows if row["way"] == "worked"]
         model, enc = sft(clean, out, seed, epochs=3.0 * len(rows) / len(clean))
+        line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS)[1]
+    elif peer == "finish":
+        sft(rows, out / "first", seed)
+        model, enc = sft(load_rows(data, "val", CHOOSE_ON), out / "second", seed, init_from=out / "first")
         line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS)[1]
     elif peer == "clusters":
         cluster = clusters(rows)
@@ -126,7 +132,7 @@ def table():
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", choices=("modes", "modes_early", "modes_wrong"))
-    parser.add_argument("peers", nargs="*", help="clean, clusters, filter (default: all)")
+    parser.add_argument("peers", nargs="*", help="clean, clusters, filter, finish (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     args = parser.parse_args(argv)
@@ -137,7 +143,7 @@ def main(argv=None):
         lines = [line for _, line in read_jsonl(RESULTS)] if RESULTS.exists() else []
         done = {(line["data"], line["peer"], line["seed"]) for line in lines}
         for seed in args.seeds:
-            for peer in args.peers or ("clean", "clusters", "filter"):
+            for peer in args.peers or ("clean", "clusters", "filter", "finish"):
                 if (args.data, peer, seed) in done:
                     continue
                 out = Path("runs/peers") / f"{args.data}-{peer}-{seed}-{time.strftime('%H%M%S')}"

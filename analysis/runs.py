@@ -111,8 +111,8 @@ EXPERIMENTS = {
         "path": f"{MODES} --data {data} {TWO}",
     }) for data in ("modes_early", "modes_wrong")},
     # GSM8K as it is, and the small base model: where do codes change, and what do they mean?
-    "manners": ([0, 1, 2], {f"switch cost {cost}": f"--data gsm8k --rows 3000 --epochs 2 {FOUR} --switch_cost {cost} "
-                            "--eval_split test --eval_rows 1319 --no-generate" for cost in ("1", "3", "10", "inf")}),
+    "manners": ([0, 1, 2], {f"switch cost {cost}": f"--data gsm8k --rows 2000 --epochs 2 {FOUR} --switch_cost {cost} "
+                            "--eval_split test --eval_rows 600 --no-generate" for cost in ("1", "3", "10", "inf")}),
     "modes_gsm8k": ([0], {
         "SFT": f"{HALF} --method sft",
         "path": f"{HALF} {TWO}",

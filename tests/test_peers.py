@@ -24,10 +24,10 @@ def test_two_means_are_the_best_two():
         assert spread(x, peers.two_means(x)) == pytest.approx(min(spread(x, s) for s in splits))
 
 
-@pytest.mark.parametrize("peer", ["clean", "clusters", "filter"])
+@pytest.mark.parametrize("peer", ["clean", "clusters", "filter", "finish"])
 def test_a_peer_trains_on_what_it_says(peer, tmp_path, monkeypatch):
     """Broken if a peer saw rows it has to leave out, was not told its cluster, or had fewer steps."""
-    trained, asked = [], []
+    trained, starts, asked = [], [], []
 
     def rows_of(data, split, n=None):
         return load_rows(data, split, 24 if split == "train" else 2)
@@ -35,6 +35,7 @@ def test_a_peer_trains_on_what_it_says(peer, tmp_path, monkeypatch):
     def parse(argv):
         flags = dict(zip(argv[::2], argv[1::2]))
         trained.append((load_rows(flags["--data"], "train"), float(flags["--epochs"])))
+        starts.append(flags["--init_from"])
         return flags
 
     def evaluate(model, enc, rows, arms):
@@ -53,6 +54,9 @@ def test_a_peer_trains_on_what_it_says(peer, tmp_path, monkeypatch):
     if peer == "clean":
         assert sum(right.values()) == len(seen) and all(right[row["question"]] for row in seen)
         assert epochs * len(seen) == pytest.approx(3 * 24)
+    elif peer == "finish":
+        assert starts == ["base", str(tmp_path / "first")] and len(trained[0][0]) == 24
+        assert [row["answer"] for row in seen] == [row["answer"] for row in load_rows("modes_wrong", "val", 2)]
     elif peer == "clusters":
         assert {row["question"][-4:] for row in seen} == {" (0)", " (1)"} and len(seen) == 24
         assert [rows[0]["question"][-4:] for rows in asked[:2]] == [" (0)", " (1)"]
