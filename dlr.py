@@ -301,7 +301,7 @@ class GPT(nn.Module):
             candidates = (z + temperature * gumbel).argmax(-1)  # (N, B, M)
             # How likely does each candidate make the row's answer? One upper half each: (N, B).
             score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in candidates])
-            best = score.argmax(0)  # (B,); of equals, as at the start, the first
+            best = score.argmax(0)  # (B,); ties, as at the start, go to the first
             codes = candidates[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
         torch.clear_autocast_cache()  # older torch would reuse these gradient-free casts in the loss
         return codes

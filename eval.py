@@ -16,7 +16,7 @@ The arms: what happens to the codes, in prompt and answer alike.
     on        the router's argmax, as in deployment
     off       the plain language model
     random    every chunk gets a uniformly drawn code
-    shuffled  the codes that "on" used, permuted among the chunks of the row: the same codes as often
+    shuffled  the codes that "on" used, permuted among the chunks of the row
     code 3    code 3 everywhere
     each      one such arm for each code (of at most 16); the best on val is marked
 An arm that changes nothing is reported as such.
@@ -63,7 +63,8 @@ def choosing_rows(data, n):
 def arm_codes(arm, problems, own, n_chunks, model, seed):
     """
     What model(codes=...) takes for an arm: None, "off", an int, or codes (len(problems), n_chunks).
-    own: for "shuffled", each problem's codes under "on", (m,) each; repeated up to n_chunks.
+    own: the codes of each problem's chunks under "on", (m,) each, which "shuffled" permutes, and repeats
+    if an answer becomes longer.
     """
     if arm in ("on", "off"):
         return None if arm == "on" else "off"
@@ -102,9 +103,10 @@ def answer(model, enc, prompts, arms, max_new_tokens=320, batch_size=128, seed=0
         on, own = None, []
         if "on" in arms or "shuffled" in arms:
             on = model.generate(ids, max_new_tokens, stop=end_tokens(enc))
-        for prompt, new in zip(ids, on) if "shuffled" in arms else ():
-            whole = torch.tensor([(prompt + new)[: model.config.block_size]], device=device)
-            own.append(model.route(whole)[0].argmax(-1).cpu())
+        if "shuffled" in arms:
+            for prompt, new in zip(ids, on):
+                whole = torch.tensor([(prompt + new)[: model.config.block_size]], device=device)
+                own.append(model.route(whole)[0].argmax(-1).cpu())
         for arm in arms:
             codes = arm_codes(arm, batch, own, n_chunks, model, seed)
             out = on if arm == "on" else model.generate(ids, max_new_tokens, codes, end_tokens(enc))
@@ -263,7 +265,7 @@ def table(summaries):
     """
     {name of a run: summary} as text, one line for each arm. Said only where there is something to say: how
     answers are told, if in several ways; how many are right by their last number (flexible), if that is
-    another number; how many have no ####.
+    another number; how many have no answer after ####.
     """
     told = {way for summary in summaries.values() for s in summary["arms"].values() for way in s.get("ways", ())}
     told.discard("none")  # cut short, without ####
@@ -283,7 +285,7 @@ def table(summaries):
                 if s["flexible"] != s["strict"]:
                     notes.append(f"flexible {s['flexible']:.1%}")
                 if s["parsed"] < 0.995:
-                    notes.append(f"{1 - s['parsed']:.0%} without ####")
+                    notes.append(f"{1 - s['parsed']:.0%} without an answer after ####")
                 line = f"{line:{wide + 76}}  {', '.join(notes)}".rstrip()
             if arm == summary.get("chosen"):
                 line += "  <- best on val"
@@ -460,7 +462,7 @@ def main(argv=None):
                                         args.batch_size, args.seed, suffix, val)
             if data in LINES and args.generate and "each" in args.arms:
                 summary["handles"] = follow_plans(model, enc, rows, args.max_new_tokens, seed=args.seed)
-        # Printed before it is written: what a full disk or a read-only folder takes is the files alone.
+        # Printed before it is written: a full disk or a read-only folder loses the files alone.
         print(f"{summary['rows']} problems of {data}/{args.split} ({summary['left_out']} too long for the context)")
         print(table({flags["method"]: summary}), CAPTION, sep="\n")
         if "handles" in summary:

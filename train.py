@@ -1,6 +1,6 @@
 """
-Train: `python train.py` post-trains the embedded base model with DLR on word problems, then trains
-plain SFT under the same budget, and prints both beside each other.
+Train: `python train.py` post-trains the embedded base model with DLR on word problems, then with plain
+SFT, once for as many steps and once with as much compute, and prints the three beside each other.
 
     python train.py                                  # the main job, about 6 minutes on 2 CPU cores
     python train.py --tiny                           # the same in half a minute: see all of it work
@@ -8,7 +8,7 @@ plain SFT under the same budget, and prints both beside each other.
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
 
 A run's folder holds config.json (the flags), metrics.jsonl (a line a step), ckpt.pt, summary.json and
-answers.jsonl (the evaluation).
+answers.jsonl (the evaluation); those of SFT lie in its folders sft and sft-compute.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from eval import ARMS, CAPTION, MAX_EACH, bootstrap, check_golds, choosing_rows,
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
-LARGEST = 2**31  # of a flag's number: torch counts little further, and float32 overflows from 1e38 on
+LARGEST = 2**31  # of a flag's number; far beyond it torch's counters and float32 overflow
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
-# A path's codes must part fast, and last: the regularizer would punish that.
+# A path's codes must come apart early, so they learn fast; and they last, which the regularizer would punish.
 PATH = {"code_lr": 1e-1, "alpha_reg": 0.0}
 WARMUP, CLIP, WEIGHT_DECAY = 0.05, 1.0, 0.01  # WARMUP: fraction of the steps
 RISE = 3.0  # the price of a change of code at the end, in --switch_cost
@@ -130,7 +130,7 @@ def parse(argv):
             setattr(args, name, PATH[name])
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
-    # The generated data are as many as one likes; these take minutes.
+    # Generated data have no end; so many take minutes.
     short = {"rows": 600, "eval_rows": 400} if args.data == "wordproblems" else {}
     if args.data in MODES | LINES:
         short = {"eval_rows": 300}
@@ -143,14 +143,16 @@ def parse(argv):
         args.data = str(Path(args.data).resolve())
     if args.init_from not in ("base", "scratch"):
         args.init_from = str(Path(args.init_from).resolve())
+    if plumbing.processes()[1] > 1 and not args.out:
+        raise ValueError("torchrun: give --out RUN, so that all processes have the same")
     args.out = args.out or f"runs/{args.method}-{time.strftime('%Y%m%d-%H%M%S')}"
     return args
 
 
 def cost_of_step(args, config):
     """
-    What a step of DLR costs, in steps of SFT: a pass with gradient costs three without. The lower half runs once,
-    with gradient; the upper one twice with gradient, codes off and on, and without for every candidate.
+    What a step of DLR costs, in steps of SFT: a pass with gradient costs as much as three without. The lower half
+    runs once, with gradient; the upper one twice with gradient, codes off and on, and once without for every candidate.
     """
     tried = {"likelihood": args.n_rollouts, "path": config["n_codes"], "greedy": 0}[args.select]
     lower = config["steer_layer"] / config["n_layer"]
@@ -167,9 +169,10 @@ def learning_rate(step, steps):
 
 def price_of_change(switch_cost, step, steps):
     """
-    What a change of code costs at step 0..steps-1: switch_cost in the first half, in which codes part, then
-    rising linearly to RISE times that. Once codes have parted a hidden choice can pay more than the rest,
-    which is mostly leaked from the answer, and a model that has learned with hints is worse without.
+    What a change of code costs at step 0..steps-1: switch_cost in the first half, then rising linearly to RISE
+    times that. A low price lets codes come apart. Once they have, each tells so much of a hidden choice that a
+    change pays a high price; what does not are hints at the answer's words, and a model that has learned with
+    hints is worse without.
     """
     late = max(0.0, 2 * (step + 1) / steps - 1)
     return switch_cost * (1 + (RISE - 1) * late)
@@ -411,7 +414,7 @@ def main(argv=None):
                     runs["sft"] = run(argparse.Namespace(**sft))
                     if args.data not in LINES:  # where accuracy is the question, not control
                         config = load_checkpoint(Path(args.out, "ckpt.pt"))["config"]
-                        epochs = round(args.epochs * cost_of_step(args, config), 2)
+                        epochs = float(f"{args.epochs * cost_of_step(args, config):.3g}")
                         sft |= {"epochs": epochs, "out": f"{args.out}/sft-compute"}
                         runs[f"sft {epochs:g} epochs"] = run(argparse.Namespace(**sft))
         except KeyboardInterrupt:

@@ -242,6 +242,15 @@ def test_a_batch_cut_or_shared_among_processes_trains_the_same(tmp_path, small, 
     same_training(tmp_path / "one", tmp_path / "other")
 
 
+def test_processes_share_one_folder(monkeypatch, capsys):
+    """Broken if each of torchrun's processes made up a folder of its own, named after its own second."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        train.main(["--tiny"])
+    assert "torchrun: give --out RUN" in capsys.readouterr().err
+
+
 def test_bfloat16_is_close_to_float32(tmp_path, small):
     """Broken if --dtype bfloat16 changed more than rounding, did nothing or rounded weights."""
     losses = {}
