@@ -121,7 +121,10 @@ EXPERIMENTS = {
     "gsm8k_gpu": ([0], {f"{name}, {rate}": f"--data gsm8k {SMOL} {METHODS[name]} --lr {rate}"
                         for rate in ("1e-5", "1e-4") for name in ("sft", "static", "likelihood")}),
 } | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in WHOLE.items()})
-     for data in ("commonsenseqa", "strategyqa", "scienceqa", "gsm8k")}
+     for data in ("commonsenseqa", "strategyqa", "scienceqa")} | {
+    "gsm8k": ([0], {name: f"--data gsm8k {REAL} {flags}"
+                    for name, flags in (WHOLE | {"static": "--method static"}).items()}),
+}
 
 LOCK = Lock()
 
