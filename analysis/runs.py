@@ -54,6 +54,8 @@ MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
 REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollouts 2 --rows 64 "
         "--eval_rows 32 --no-generate")
 WHOLE = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
+ONE_VECTOR = {"static": "--method static"} | {f"{method}, 1e-4": f"--method {method} --lr 1e-4"
+                                              for method in ("sft", "dlr", "static")}
 
 # Data answered in several ways: the search by shortest path. Its default cost was chosen on val, seed 100.
 MODES = "--eval_split test --eval_rows 300"
@@ -122,8 +124,7 @@ EXPERIMENTS = {
                         for rate in ("1e-5", "1e-4") for name in ("sft", "static", "likelihood")}),
 } | {data: ([0], {name: f"--data {data} {REAL} {flags}" for name, flags in WHOLE.items()})
      for data in ("commonsenseqa", "strategyqa", "scienceqa")} | {
-    "gsm8k": ([0], {name: f"--data gsm8k {REAL} {flags}"
-                    for name, flags in (WHOLE | {"static": "--method static"}).items()}),
+    "gsm8k": ([0], {name: f"--data gsm8k {REAL} {flags}" for name, flags in (WHOLE | ONE_VECTOR).items()}),
 }
 
 LOCK = Lock()
