@@ -3,7 +3,7 @@ Train: `python train.py` post-trains the embedded base model with DLR on word pr
 SFT, once for as many steps and once with as much compute, and prints the three beside each other.
 
     python train.py                                  # the main job, about 6 minutes on 2 CPU cores
-    python train.py --tiny                           # the same in half a minute: see all of it work
+    python train.py --tiny                           # the same in two minutes: see all of it work
     python train.py --data gsm8k --init_from data/smollm2        # a real model, real GSM8K (README)
     python train.py --resume --out runs/NAME         # go on after an interruption, to the same bits
 
