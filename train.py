@@ -36,7 +36,7 @@ from eval import ARMS, CAPTION, MAX_EACH, bootstrap, check_golds, choosing_rows,
 
 CODED = ("dlr", "static", "random_router", "frozen")  # these route and steer
 METHODS = (*CODED, "sft", "pretrain")
-LARGEST = 2**31  # of a flag's number; far beyond it torch's counters and float32 overflow
+LARGEST = 2**31  # of a flag's number: integers end near there, and float32 from 1e38 on
 FIXED = {"static": {"n_codes": 1, "select": "greedy"},  # one learned vector, nothing to route
          "random_router": {"select": "greedy", "alpha_reg": 0.0}}  # its router never learns
 # A path's codes must come apart early, so they learn fast; and they last, which the regularizer would punish.

@@ -4,9 +4,9 @@ What someone would do without codes, where training answers go several ways and 
     clean     SFT on the worked rows alone, which only their maker can tell, as many steps: perfect filtering
     clusters  k-means (2 clusters) on the base model's mean last state of each answer, standardised; SFT whose
               question ends in the cluster's number; the cluster to ask for is chosen on val
+    filter    SFT; drop the half of the rows with the highest loss a token under it; train anew, as many steps
     finish    SFT; then 3 epochs of SFT on the 200 val rows on which a code would be chosen. It needs their worked
               answers, where choosing a code needs the final results only
-    filter    SFT; drop the half of the rows with the highest loss a token under it; train anew, as many steps
 
     python analysis/peers.py modes_wrong clusters filter --seeds 0 1 2     # appends to results/peers.jsonl
     python analysis/peers.py --table
@@ -28,6 +28,7 @@ from data.files import read_jsonl
 from data.tokens import collate, encode_rows, load_rows
 from eval import CHOOSE_ON, by_length, evaluate, likelihood
 
+PEERS = ("clean", "clusters", "filter", "finish")
 RESULTS = Path(__file__).parent / "results" / "peers.jsonl"
 TEST_ROWS = 300
 
@@ -86,22 +87,20 @@ def accuracy(model, enc, data, split, n, suffix=""):
 
 def measure(data, peer, seed, out):
     """One line of results/peers.jsonl."""
-    rows, line = load_rows(data, "train"), {"data": data, "peer": peer, "seed": seed}
+    rows, line, suffix = load_rows(data, "train"), {"data": data, "peer": peer, "seed": seed}, ""
     way = np.array([row["way"] == "worked" for row in rows])
     if peer == "clean":
         clean = [row for row in rows if row["way"] == "worked"]
         model, enc = sft(clean, out, seed, epochs=3.0 * len(rows) / len(clean))
-        line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS)[1]
     elif peer == "finish":
         sft(rows, out / "first", seed)
         model, enc = sft(load_rows(data, "val", CHOOSE_ON), out / "second", seed, init_from=out / "first")
-        line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS)[1]
     elif peer == "clusters":
         cluster = clusters(rows)
         told = [row | {"question": f"{row['question']} ({k})"} for row, k in zip(rows, cluster)]
         model, enc = sft(told, out, seed)
         val = [accuracy(model, enc, data, "val", CHOOSE_ON, f" ({k})")[0] for k in range(2)]
-        line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS, f" ({np.argmax(val)})")[1]
+        suffix = f" ({np.argmax(val)})"
         line |= {"val": val, "worked of each cluster": [[int(way[cluster == k].sum()), int((cluster == k).sum())]
                                                       for k in range(2)]}
     else:
@@ -110,8 +109,8 @@ def measure(data, peer, seed, out):
         nll, counts = likelihood(model, items, ["off"])
         kept = np.argsort(nll["off"] / counts)[: len(rows) // 2]
         model, enc = sft([rows[i] for i in sorted(kept)], out / "second", seed, epochs=6.0)
-        line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS)[1]
         line["worked of those kept"] = [int(way[kept].sum()), len(kept)]
+    line["strict"] = accuracy(model, enc, data, "test", TEST_ROWS, suffix)[1]
     return line
 
 
@@ -132,7 +131,7 @@ def table():
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", nargs="?", choices=("modes", "modes_early", "modes_wrong"))
-    parser.add_argument("peers", nargs="*", help="clean, clusters, filter, finish (default: all)")
+    parser.add_argument("peers", nargs="*", help=f"{', '.join(PEERS)} (default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     args = parser.parse_args(argv)
@@ -143,7 +142,7 @@ def main(argv=None):
         lines = [line for _, line in read_jsonl(RESULTS)] if RESULTS.exists() else []
         done = {(line["data"], line["peer"], line["seed"]) for line in lines}
         for seed in args.seeds:
-            for peer in args.peers or ("clean", "clusters", "filter", "finish"):
+            for peer in args.peers or PEERS:
                 if (args.data, peer, seed) in done:
                     continue
                 out = Path("runs/peers") / f"{args.data}-{peer}-{seed}-{time.strftime('%H%M%S')}"
