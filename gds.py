@@ -28,8 +28,8 @@ The paper's five theorems:
 
 Section 3 is GDS, Section 6 tests the theorems. The paper also prunes prefixes that look worse than
 a recorded one; its records carry no time, and that loses the optimum (`gds_literal`,
-`late_shortcut`). With the time it is sound. Sections 7-8 are the same, fast: in REACH backward
-induction suffices, COVER is NP-hard and takes A*. `gds` is the function to use.
+`late_shortcut`). Among prefixes of one length it can be made sound. Sections 7-8 are the same, fast:
+in REACH backward induction suffices, COVER is NP-hard and takes A*. `gds` is the function to use.
 """
 
 import argparse
@@ -273,7 +273,8 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     not been popped leaves a record of its value v' and its support G' (reading "child"; by the letter
     of the paper G' is the parent's support: reading "parent"). Unsound, since a record holds at any
     time: one that comes too late for the goal may prune the only prefix that is in time
-    (`late_shortcut`); one that comes early may still have to pay for what has since become free.
+    (`late_shortcut`); to complete one that comes early may cost more than eps_t, in steps that have
+    since become free.
 
     Repaired, ours, sound (reading "repaired"):
     - a record carries its t and prunes only prefixes of this length;
@@ -287,8 +288,8 @@ def gds_literal(mdp, start, goals, mode="reach", reading="parent", max_pops=10**
     repeat the argument: fewer steps are left. So the heap always holds a prefix of some optimal policy,
     and the proof of `gds_plain` applies.
 
-    Where eps is 0 (gamma = 0, or no cost at all) the printed pruning fails already since the record of
-    a prefix's own birth prunes it ("child"), or one of its parent's support does ("parent").
+    Where eps is 0 (gamma = 0, or no cost at all) the printed pruning fails already since a prefix may
+    be pruned by the record of its own birth ("child"), or by one of its parent's support ("parent").
 
     reading "none": nothing is pruned. max_pops also caps the prefixes that wait in the heap.
     trace: a list, to which (t, G, v, what) of every pop is appended; what is "expand", "return",
