@@ -103,7 +103,7 @@ def measure(data, peer, seed, out):
         suffix = f" ({np.argmax(val)})"
         line |= {"val": val, "worked of each cluster": [[int(way[cluster == k].sum()), int((cluster == k).sum())]
                                                       for k in range(2)]}
-    else:
+    elif peer == "filter":
         model, enc = sft(rows, out / "first", seed)
         items, _ = encode_rows(rows, enc, model.config.block_size)
         nll, counts = likelihood(model, items, ["off"])
@@ -136,6 +136,9 @@ def main(argv=None):
     parser.add_argument("--table", action="store_true", help="print the table of what has been measured")
     args = parser.parse_args(argv)
     with plumbing.one_line_errors("peers.py"):
+        for peer in args.peers:
+            if peer not in PEERS:
+                raise ValueError(f"peers must be among {', '.join(PEERS)}, got {peer!r}")
         if args.table or not args.data:
             print(table())
             return

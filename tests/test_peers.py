@@ -66,6 +66,13 @@ def test_a_peer_trains_on_what_it_says(peer, tmp_path, monkeypatch):
         assert line["worked of those kept"] == [sum(right[row["question"]] for row in seen), 12]
 
 
+def test_an_unknown_peer_is_one_error(capsys):
+    """Broken if a misspelt peer were measured as another one."""
+    with pytest.raises(SystemExit):
+        peers.main(["modes_wrong", "cluster", "--seeds", "0"])
+    assert "clusters" in (said := capsys.readouterr().err) and "got 'cluster'" in said
+
+
 def test_the_table_and_the_picture_of_lines():
     """Broken if a mean over seeds, a code's color or a line of the example were another one's."""
     def line(seed, information):
