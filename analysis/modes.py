@@ -133,56 +133,68 @@ def manners(model, enc, rows, seed=0):
 
 
 @torch.no_grad()
-def within_lines(model, enc, rows, switch_cost, seed=0):
+def within_lines(model, enc, rows, seed=0):
     """
-    The same at the grain of lines: does the code that fits the first half of a line fit its second half, too? And
-    where do the codes of the path search change? Each line but an answer's last, if it has 6 tokens or more.
+    The same at the grain of lines: does the code that fits the first half of a line fit its second half, too? Each
+    line but an answer's last, if it has 6 tokens or more.
 
-    Returns a dict. "against another answer", "against another line": nats per token of the second halves of lines
-    under the code that makes the line's first half likeliest, minus those under such a code of a line of another
-    answer, or of another line of the same answer, with a 95 % interval over answers. "changes": how many of the
-    chunks that begin a line have another code than the chunk before, and how many of the others; "samples": three
-    answers, [c] where the code becomes c.
+    Returns a dict. "answers": how many there are with two such lines; "against another answer", "against another
+    line": nats per token of the second halves of lines under the code that makes the line's first half likeliest,
+    minus those under such a code of a line of another answer, or of another line of the same answer, with a 95 %
+    interval over answers.
     """
-    K, C = model.config.chunk, model.config.n_codes
-    lines, answers, samples = [], 0, []  # lines: (answer, its code, another line's, nats of its end (C,), tokens of it)
-    changes = {"at a line's begin": [], "elsewhere": []}
+    lines, answers = [], 0  # lines: (answer, its code, another line's, nats of its end under each code (C,), tokens)
     for _, (ids, n_prompt) in fitting(rows, enc, model):
         idx, targets = (t.to(model.cos.device) for t in collate([(ids, n_prompt)]))
         h = model.lower(idx)
-        nll = -torch.stack([model.token_logp(model.steer(h, code), targets)[0] for code in range(C)]).cpu()  # (C, T)
-        texts = [decode(enc, [token]) for token in ids[n_prompt:]]
-        begins = [n_prompt + at - 1 for _, at in first_tokens(texts)]  # the state at t predicts the token at t + 1
+        nll = -torch.stack([model.token_logp(model.steer(h, code), targets)[0]
+                            for code in range(model.config.n_codes)]).cpu()  # (C, T)
+        begins = begins_of_lines(ids, n_prompt, enc)
         halves = [nll[:, a:b].tensor_split(2, dim=1) for a, b in pairwise(begins) if b - a >= 6]
-        if len(halves) >= 2:
-            fits = [first.sum(1).argmin().item() for first, _ in halves]
-            for i, (_, second) in enumerate(halves):
-                lines.append((answers, fits[i], fits[i - 1], second.sum(1).numpy(), second.size(1)))
-            answers += 1
-
-        codes = model.search(idx, targets, select="path", switch_cost=switch_cost)[0].tolist()  # (M,)
-        chunks = {t // K for t in begins[1:]}
-        marked = f"[{codes[(n_prompt - 1) // K]}]"
-        for t, text in enumerate(texts, n_prompt - 1):
-            m = t // K
-            if t % K == 0 and t >= n_prompt:
-                changes["at a line's begin" if m in chunks else "elsewhere"].append(codes[m] != codes[m - 1])
-                marked += f"[{codes[m]}]" if codes[m] != codes[m - 1] else ""
-            marked += text
-        samples.append(marked)
-
-    found = {"answers": answers, "samples": samples[:3]}
-    found["changes"] = {where: float(np.mean(seen)) for where, seen in changes.items() if seen}
+        if len(halves) < 2:
+            continue
+        fits = [first.sum(1).argmin().item() for first, _ in halves]
+        for i, (_, second) in enumerate(halves):
+            lines.append((answers, fits[i], fits[i - 1], second.sum(1).numpy(), second.size(1)))
+        answers += 1
     if not lines:
-        return found
+        return {"answers": 0}
     of, fit, fit_another, second, n = (np.array(column) for column in zip(*lines))  # second (lines, C)
     anywhere = np.random.default_rng(seed).permutation(fit)
     n_of, line = np.bincount(of, n), np.arange(len(n))
     own, another_answer, another_line = (np.bincount(of, second[line, codes]) / n_of  # (answers,) nats a token
                                          for codes in (fit, anywhere, fit_another))
-    found["against another answer"] = bootstrap(own, another_answer, n_of)
-    found["against another line"] = bootstrap(own, another_line, n_of)
-    return found
+    return {"answers": answers, "against another answer": bootstrap(own, another_answer, n_of),
+            "against another line": bootstrap(own, another_line, n_of)}
+
+
+def changes_of_code(model, enc, rows, switch_cost):
+    """
+    Where do the codes of the path search change? Returns a dict: "changes", how many of the chunks that begin a line
+    have another code than the chunk before, and how many of the others; "samples", three answers, [c] where the code
+    becomes c.
+    """
+    K, changes, samples = model.config.chunk, {"at a line's begin": [], "elsewhere": []}, []
+    for _, (ids, n_prompt) in fitting(rows, enc, model):
+        idx, targets = (t.to(model.cos.device) for t in collate([(ids, n_prompt)]))
+        codes = model.search(idx, targets, select="path", switch_cost=switch_cost)[0].tolist()  # (M,)
+        chunks = {t // K for t in begins_of_lines(ids, n_prompt, enc)[1:]}
+        marked = f"[{codes[(n_prompt - 1) // K]}]"
+        for t, token in enumerate(ids[n_prompt:], n_prompt - 1):  # the state at t predicts the token at t + 1
+            m = t // K
+            if t % K == 0 and t >= n_prompt:
+                changes["at a line's begin" if m in chunks else "elsewhere"].append(codes[m] != codes[m - 1])
+                marked += f"[{codes[m]}]" if codes[m] != codes[m - 1] else ""
+            marked += decode(enc, [token])
+        samples.append(marked)
+    return {"samples": samples[:3],
+            "changes": {where: float(np.mean(seen)) for where, seen in changes.items() if seen}}
+
+
+def begins_of_lines(ids, n_prompt, enc):
+    """The positions that predict the first tokens of an answer's lines: the state at t predicts the token at t + 1."""
+    texts = [decode(enc, [token]) for token in ids[n_prompt:]]
+    return [n_prompt + at - 1 for _, at in first_tokens(texts)]
 
 
 def marks(answers):
@@ -261,7 +273,8 @@ def study(run, n_rows=300, votes=True):
     if named:
         return hindsight(model, enc, named, flags["switch_cost"])
     found = {"ways": f'no training row of {flags["data"]} has a field "way"'} | manners(model, enc, rows)
-    return found | {"lines": within_lines(model, enc, rows, flags["switch_cost"])}
+    lines = within_lines(model, enc, rows) | changes_of_code(model, enc, rows, flags["switch_cost"])
+    return found | {"lines": lines}
 
 
 def line_by_line(model, enc, row, codes):

@@ -289,17 +289,18 @@ def test_within_lines_a_code_that_fits_a_line_is_told_from_one_that_fits_the_ans
                   + [("\n".join([words, words, words, words, "#### 6"]), None)])
     model, enc, _, _ = evaluation.load_run(run[0])
     rows = load_rows(str(tmp_path), "test")
-    turns, lasts = modes.within_lines(model, enc, rows[:3], 3), modes.within_lines(model, enc, rows[3:], 3)
+    turns, lasts = modes.within_lines(model, enc, rows[:3]), modes.within_lines(model, enc, rows[3:])
     items = [evaluation.encode_row({"question": "How much?", "answer": line}, enc) for line in (words, sums)]
     nll, n = evaluation.likelihood(model, items, ["code 0", "code 1"])
     assert nll["code 1"][0] < nll["code 0"][0] and nll["code 0"][1] < nll["code 1"][1]  # what the run is made to do
     assert turns["against another line"][2] < -1 and lasts["against another line"] == (0, 0, 0)
     assert turns["against another answer"][2] < 0
+    assert modes.within_lines(model, enc, [])["answers"] == 0
+    turns, lasts = modes.changes_of_code(model, enc, rows[:3], 3), modes.changes_of_code(model, enc, rows[3:], 3)
     # A newline belongs with the numbers here: of the four changes two come before it.
     assert turns["changes"]["at a line's begin"] == 0.5 and turns["changes"]["elsewhere"] < 0.1
     assert lasts["changes"]["at a line's begin"] == 0
     assert turns["samples"][0].startswith("[1] Tom bought three big red pens today[0]\n2 2 2")
-    assert modes.within_lines(model, enc, load_rows(str(tmp_path), "test")[:0], 0.5)["answers"] == 0
 
 
 @pytest.mark.parametrize("lasting", [True, False])
