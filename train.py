@@ -69,7 +69,7 @@ def parse(argv):
     flag("device", "auto", "where to run", choices=["auto", "cpu", "cuda", "mps"])
     flag("dtype", "auto", "of matrix products; auto: bfloat16 on a GPU", ["auto", "float32", "bfloat16"])
     # budget
-    flag("rows", 0, "training rows; 0 = all of the split (word problems: 600 unless given)")
+    flag("rows", 0, "training rows; 0 = all of the split (word problems: 500 unless given)")
     flag("epochs", 3.0, "passes over the rows")
     flag("batch_size", 8, "rows per optimizer step")
     flag("grad_accum", 1, "micro-batches that a batch is cut into, to save memory")
@@ -94,8 +94,8 @@ def parse(argv):
     # evaluation and checkpoints
     flag("block_size", 512, "longest sequence, longer rows are left out (a .pt checkpoint keeps its own)")
     flag("eval_split", "test", "split that is evaluated at the end")
-    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split (word problems: 400 unless given, "
-         "those answered in several ways: 300), -1 = none")
+    flag("eval_rows", 0, "problems evaluated at the end; 0 = all of the split (word problems: 300 unless given), "
+         "-1 = none")
     flag("max_new_tokens", 320, "longest answer generated, in tokens")
     flag("generate", True, "generate and grade answers; --no-generate: likelihood only, fast")
     flag("save_every", 200, "steps between checkpoints")
@@ -131,9 +131,9 @@ def parse(argv):
     if (args.select == "greedy" or args.n_codes == 1) and "alpha_policy" in given and args.alpha_policy > 0:
         raise ValueError("--alpha_policy > 0 teaches nothing with --select greedy or --n_codes 1")
     # Generated data have no end; so many take minutes.
-    short = {"rows": 600, "eval_rows": 400} if args.data == "wordproblems" else {}
-    if args.data in MODES | LINES:
-        short = {"eval_rows": 300}
+    short = {"eval_rows": 300} if args.data in {"wordproblems", *MODES, *LINES} else {}
+    if args.data == "wordproblems":
+        short["rows"] = 500
     if args.tiny:
         short = {"rows": 160, "epochs": 2.0, "eval_rows": 100}
     for name in short.keys() - given:
