@@ -13,18 +13,20 @@ codes. The code's learned vector is added to the state of every token of the chu
                                    +-- router --  codes a --+
                                                   ^ argmax, or in training the winner of a search
 
-Training. Rows are prompt + answer; only the answer's tokens are labels, but the prompt's chunks have
-codes, too. Each step tries N code sequences for each row (search), keeps the one that makes the row's
-answer most likely (select), and trains language model, codebook and router (update). The search sees
-the answer, inference does not: so the router learns to predict the winner from the text so far.
+Training. Rows are prompt + answer; only the answer's tokens are labels (targets >= 0), but the prompt's
+chunks have codes, too. Each step tries N code sequences for each row (search), keeps the one that makes
+the row's answer most likely (select), and trains language model, codebook and router (update). The
+search sees the answer, inference does not: so the router learns to predict the winner from the text
+so far.
 
 A second search, ours (select="path"), gives each chunk its own credit and finds the best path over
-codes. Whatever sees the answer can leak it: picking 1 of N sequences tells at most log2 N bits of an
-answer, a path up to log2 C bits a chunk. That is why a path pays for each change of code.
+codes. A search that sees the answer can hide hints at its words in the codes, and a model that has
+learned with hints is worse without. Picking 1 of N sequences tells at most log2 N bits of an answer,
+a path up to log2 C bits a chunk: that is why a path pays for each change of code.
 
-The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates and
-the two passes with gradient, codes off and on: a step runs 1 lower and N + 2 upper halves (the path
-search C + 2).
+The cost. Routing reads h BEFORE steering, so one lower half serves all chunks, all N candidates, and
+the two passes that are trained, one without codes and one with them: a step runs 1 lower and N + 2
+upper halves (the path search C + 2).
 
 Letters in shape comments: B rows, T tokens, K tokens a chunk, M = ceil(T / K) chunks, C codes,
 H = n_embd, N candidates, V vocabulary, L labelled positions of the batch, hd = head_dim.
@@ -143,7 +145,7 @@ class Attention(nn.Module):
         q = self.q_proj(x).view(B, T, self.n_head, self.hd).transpose(1, 2)  # (B, heads, T, hd)
         k = self.k_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
         v = self.v_proj(x).view(B, T, self.n_kv_head, self.hd).transpose(1, 2)
-        # Under autocast projections return bfloat16: norm and rotate in x's float32, then cast back.
+        # Under autocast projections return bfloat16: norm and rotate in x's dtype (float32), then cast back.
         q = rotate(self.q_norm(q.to(x.dtype)), rope).to(v.dtype)
         k = rotate(self.k_norm(k.to(x.dtype)), rope).to(v.dtype)
         if cache is not None:
@@ -275,7 +277,7 @@ class GPT(nn.Module):
     def token_logp(self, h, targets):
         """
         One upper half: log p(targets[b, t] | tokens up to t), (B, T), 0 where unlabelled, from the
-        middle layer's states h (B, T, H).
+        middle layer's states h (B, T, H), steered or not.
         """
         labelled = targets >= 0
         logits = self.lm_head(self.upper(h)[labelled])  # (L, V)
@@ -290,7 +292,7 @@ class GPT(nn.Module):
         if select == "greedy":
             return z.argmax(-1)
         if select == "path":
-            # How likely does each code, held for the whole row, make each chunk? One upper half a code.
+            # Hold each code for the whole row: how likely does it make each chunk? One upper half a code.
             held = [self.token_logp(self.steer(h, code), targets) for code in range(z.size(-1))]  # C times (B, T)
             padded = F.pad(torch.stack(held), (0, -h.size(1) % self.config.chunk))  # T up to a multiple of K
             score = padded.unflatten(-1, (-1, self.config.chunk)).sum(-1)  # (C, B, M)
@@ -302,13 +304,13 @@ class GPT(nn.Module):
             # How likely does each candidate make the row's answer? One upper half each: (N, B).
             score = torch.stack([self.token_logp(self.steer(h, a), targets).sum(-1) for a in candidates])
             best = score.argmax(0)  # (B,); ties, as at the start, go to the first
-            codes = candidates[best, torch.arange(len(best), device=z.device)]  # of row b candidate best[b]
+            codes = candidates[best, torch.arange(len(best), device=z.device)]  # row b's is candidate best[b]
         torch.clear_autocast_cache()  # older torch would reuse these gradient-free casts in the loss
         return codes
 
     @torch.no_grad()
     def search(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood", switch_cost=SWITCH_COST):
-        """The codes (B, M) that one step of training would choose; arguments as in dlr_loss."""
+        """Codes (B, M), chosen as a step of training does ("likelihood" draws anew); arguments as in dlr_loss."""
         self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
         h = self.lower(idx)
         z = self.router_logits(h[:, :: self.config.chunk])
@@ -317,30 +319,32 @@ class GPT(nn.Module):
     def dlr_loss(self, idx, targets, n_rollouts=8, temperature=1.0, select="likelihood",
                  alpha_policy=0.1, alpha_reg=0.1, switch_cost=SWITCH_COST):
         """
-        The loss of one training step. log p(x) is short for log p(answer | prompt):
+        The loss of one training step; idx, targets as in forward. a*: the codes that the search chooses.
+        log p(x) is short for log p(answer | prompt):
 
             loss = - log p(x)                       generalist   LM: works without codes
                    - log [ p(x | a*) / sg p(x) ]    info_gain    LM, codebook: works with a*
-                   - alpha_policy * log p(a* | .)   policy       router: predict a* from the text so far
+                   - alpha_policy * log p(a* | .)   policy       router: predict a* from the text so far (.)
                    + alpha_reg * KL(P || target)    regularizer  router: use codes by Zipf's law, see prior_kl
 
-        Dividing by sg p(x), the same number without a gradient, makes the second line a gain: > 0 means that
-        codes help. It cancels the first line's value: the loss is worth -log p(x | a*) plus the router's
-        two terms, and must not be compared with the loss of plain fine-tuning.
+        sg p(x) is the same number without a gradient. Dividing by it makes the second line a gain: what codes
+        that were chosen with the answer in sight are worth. As numbers the first two lines add up to
+        -log p(x | a*), so the loss must not be compared with that of plain fine-tuning.
         log p(x): mean over the batch's labels; log p(a* | .): mean over its real chunks, without padding.
         How a* is chosen, row by row:
 
             select "likelihood" (the paper): N = n_rollouts code sequences are drawn from
                 softmax(z / temperature), and the one with the greatest log p(x | a) wins;
-            select "path" (ours): a code's score in a chunk is log p of the chunk's labels if that code is
+            select "path" (ours): a code's score in a chunk is log p of the chunk's targets if that code is
                 held for the whole row; the sequence with the greatest sum of scores, less switch_cost
                 nats for each change of code, wins, see best_path. Nothing is drawn. Pass alpha_reg=0, as
                 train.py does: the regularizer punishes a code that lasts;
             select "greedy": the router's argmax, nothing is searched and policy is 0, so that the
                 regularizer alone trains the router: the control that shows what searching adds.
 
-        Returns (loss, terms): the four, unweighted, info_gain as a gain, and "usage" (C,), how many real
-        chunks the router's argmax gave each code. In train() mode the regularizer's running average moves on.
+        Returns (loss, terms): the four, unweighted; of them info_gain alone is the better the greater. And
+        "usage" (C,): how many real chunks the router's argmax gave each code. In train() mode the
+        regularizer's running average moves on.
         """
         self._check(idx, targets, n_rollouts, temperature, select, switch_cost)
         h = self.lower(idx)  # (B, T, H): the only lower pass of the step
@@ -389,8 +393,8 @@ class GPT(nn.Module):
         Continue each prompt (a list of token ids); returns the new ids, one list for each prompt.
 
         codes: as in forward. A LongTensor needs at least ceil(min(longest prompt + max_new_tokens,
-            block_size) / K) columns. Or a function codes(z, row, chunk) -> (B, m) instead of the argmax,
-            for the m chunks that begin: z (B, m, C), their row and chunk numbers (B, m) each.
+            block_size) / K) columns, more are ignored. Or a function codes(z, row, chunk) -> (B, m) instead
+            of the argmax, for the m chunks that begin: z (B, m, C), their row and chunk numbers (B, m) each.
         stop: a token id, or a list of them, that ends a row and is not returned; so does a full context.
         """
         K, block_size, device = self.config.chunk, self.config.block_size, self.cos.device
@@ -403,7 +407,7 @@ class GPT(nn.Module):
             return [[] for _ in prompts]
         B, lens = len(prompts), [len(p) for p in prompts]
         prompt_len = torch.tensor(lens, device=device)  # (B,)
-        end = min(max(lens) + max_new_tokens, block_size + 1)  # + 1: the last new token is never read
+        end = min(max(lens) + max_new_tokens, block_size + 1)  # tokens at most: the last is written, never read
         n_chunks = math.ceil(min(end, block_size) / K)
         if torch.is_tensor(codes) and codes.dim() == 2:
             codes = codes[:, :n_chunks]  # more than needed is fine
@@ -509,8 +513,8 @@ def best_path(score, switch_cost):
         sum_m score_m(a_m) - switch_cost * (how many m have a_m != a_m-1).
 
     score (C, B, M): in nats, log p of chunk m's labels if code c is held for the whole row. Returns (B, M).
-    The sum is not quite log p(x | path), whose earlier chunks carry other codes. Of equals the code stays,
-    so chunks without a label, which score 0, take a neighbour's code (padding at switch_cost 0: any).
+    The sum is not quite log p(x | path), whose earlier chunks carry other codes. Where two ways are equally
+    good the code stays as it is, so chunks without a label, which score 0, take a neighbour's code.
     switch_cost 0 lets every chunk choose for itself, infinity keeps one code for the row. At the start
     all codes tie: code 0 everywhere. With costs -score >= 0, which change with m, this is a shortest path
     as General Dijkstra Search solves it (gds.py).
@@ -533,7 +537,7 @@ def bizipf_target(P):
     """
     The regularizer's target for P (C, C): its diagonal damped by 1e-5 (a code should not follow
     itself), then 3 Sinkhorn rounds that scale rows and columns in turn, so that code i is used in
-    proportion to 1 / (i + 1), about the last fifth of them never. For few codes the two wishes disagree:
+    proportion to 1 / (i + 1), and about the last fifth of all codes never. For few codes the two wishes disagree:
     with C = 3 or 4 code 0 has more than half of all chunks, so it must follow itself; with C = 2 it has
     all of them, and alpha_reg > 0 orders the router to collapse.
     """
