@@ -58,6 +58,7 @@ WHOLE = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "d
 SWEPT = {"static": "--method static"} | {f"{method}, 1e-4": f"--method {method} --lr 1e-4"
                                          for method in ("sft", "dlr", "static")}
 SWEPT |= {f"dlr, codes at {rate}": f"--method dlr --code_lr {rate}" for rate in ("1e-3", "6e-2")}  # the paper's two
+SWEPT["static, codes at 6e-2"] = "--method static --code_lr 6e-2"
 
 # Data answered in several ways: the search by shortest path. Its default cost was chosen on val, seed 100.
 MODES = "--eval_split test --eval_rows 300"
