@@ -73,7 +73,6 @@ CHANGED = {
     "switch cost 0": f"{TWO} --switch_cost 0",
     "switch cost 2": f"{TWO} --switch_cost 2",
     "K = 1": f"{TWO} --chunk 1",
-    "K = 16": f"{TWO} --chunk 16",
     "C = 4": FOUR,
     "code rate 1e-2": f"{TWO} --code_lr 1e-2",
     "alpha_policy 0": f"{TWO} --alpha_policy 0",
