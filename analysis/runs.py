@@ -320,6 +320,8 @@ def main(argv=None):
             for job in jobs:
                 job.result()  # raises what the job raised, after the others
     lines = figures.read(args.name)
+    if not lines:
+        raise ValueError(f"{args.name}: nothing has been measured; without --table it runs {len(settings)} settings")
     order = list(settings)
     order += sorted({line["label"] for line in lines} - set(order))  # of earlier code: their flags say how
     lines.sort(key=lambda line: (order.index(line["label"]), line["seed"]))

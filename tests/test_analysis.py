@@ -312,7 +312,7 @@ def test_the_table_by_hand():
 
 
 def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
-    """Broken if a run were measured twice, one cut short not resumed, or a failure kept silent."""
+    """Broken if a run were measured twice, one cut short not resumed, or a failure or an empty table kept silent."""
     settings, calls = {"sft": "--method sft", "dlr, x": "--lr 1"}, []
     monkeypatch.setattr(runs, "HERE", tmp_path / "analysis")
     monkeypatch.setattr(runs.figures, "HERE", tmp_path / "analysis")  # rows are read there
@@ -320,6 +320,8 @@ def test_a_half_done_experiment_is_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(runs, "read_run", lambda out: line("dlr, x", 0, {"off": [1, 1]}, {"off": "11"}))
     log, cut = tmp_path / "analysis/results/toy.jsonl", tmp_path / "runs/toy/dlr--x-0"
     log.parent.mkdir(parents=True)
+    with pytest.raises(ValueError, match="toy: nothing has been measured"):
+        runs.main(["toy", "--table"])
     log.write_text(json.dumps(SFT[0]) + "\n")
     cut.mkdir(parents=True)
     (cut / "config.json").write_text("{}")
