@@ -76,9 +76,13 @@ PAPER = "--n_codes 2 --n_rollouts 8 --code_lr 1e-1 --alpha_reg 0"  # the paper's
 # What decides whether codes find the ways: the same with one thing changed.
 CHANGED = {
     "switch cost 0": f"{TWO} --switch_cost 0",
+    "switch cost .3": f"{TWO} --switch_cost .3",
+    "switch cost 1": f"{TWO} --switch_cost 1",
     "switch cost 2": f"{TWO} --switch_cost 2",
     "K = 1": f"{TWO} --chunk 1",
+    "K = 16": f"{TWO} --chunk 16",
     "C = 4": FOUR,
+    "C = 8": "--select path --n_codes 8",
     "code rate 1e-2": f"{TWO} --code_lr 1e-2",
     "alpha_policy 0": f"{TWO} --alpha_policy 0",
 }
@@ -112,6 +116,8 @@ EXPERIMENTS = {
         "SFT, 4.25 epochs": f"{MODES} --data modes {AS_DEAR}",
         "path": f"{MODES} --data modes {TWO}",
     }),
+    "modes_why": ([0], {label: f"{MODES} --data modes {flags}"
+                        for label, flags in (CHANGED | {"switch cost inf": f"{TWO} --switch_cost inf"}).items()}),
     "modes3": ([0, 1, 2, 3, 4], {
         "SFT": f"{MODES} --data modes3 --method sft",
         "path": f"{MODES} --data modes3 {FOUR}",
