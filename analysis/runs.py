@@ -54,7 +54,7 @@ MATCHED = {"sft, 6.5 epochs": "--method sft --epochs 6.5"}
 REAL = ("--init_from data/smollm2 --lr 1e-5 --epochs 1 --batch_size 4 --n_rollouts 2 --rows 64 "
         "--eval_rows 32 --no-generate")
 WHOLE = {"before": "--method sft --rows 4 --lr 1e-12", "sft": "--method sft", "dlr": "--method dlr"}
-# On GSM8K the sweep of rates in small, too: one vector, ten times the rate, and both of the paper's code rates.
+# On GSM8K the sweep of rates in small, too: one vector, ten times the rate, a low and a high rate for codes.
 SWEPT = {
     "static": "--method static",
     "sft, 1e-4": "--method sft --lr 1e-4",
@@ -91,6 +91,7 @@ CHANGED = {
 # python data/modes.py gsm8k worked short --out data/gsm8k-modes
 SMOL = "--init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 16 --eval_rows 200 --max_new_tokens 256"
 HALF = f"--data data/gsm8k-modes {SMOL}"
+SMALL = "--rows 960 --batch_size 4 --eval_rows 40 --max_new_tokens 200"
 
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
 EXPERIMENTS = {
@@ -134,6 +135,8 @@ EXPERIMENTS = {
         "SFT": f"{HALF} --method sft",
         "path": f"{HALF} {TWO}",
         "manners: path on GSM8K as it is": f"--data gsm8k {SMOL} {FOUR}",
+        "path, 960 rows": f"{HALF} {TWO} {SMALL}",  # what a CPU can do
+        "path at a price of 3, 960 rows": f"{HALF} {TWO} --switch_cost 3 {SMALL}",
     }),
     "gsm8k": ([0], {name: f"--data gsm8k {REAL} {flags}" for name, flags in (WHOLE | SWEPT).items()}),
     "gsm8k_gpu": ([0], {f"{name}, {rate}": f"--data gsm8k {SMOL} {METHODS[name]} --lr {rate}"
