@@ -91,6 +91,7 @@ CHANGED = {
 # python data/modes.py gsm8k worked short --out data/gsm8k-modes
 SMOL = "--init_from data/smollm2 --lr 1e-4 --epochs 1 --batch_size 16 --eval_rows 200 --max_new_tokens 256"
 HALF = f"--data data/gsm8k-modes {SMOL}"
+# What a CPU can do; of a flag given twice the last one counts.
 SMALL = "--rows 960 --batch_size 4 --eval_rows 40 --max_new_tokens 200"
 
 # NAME: (seeds, {label: flags}). Everything not named is train.py's default.
@@ -135,7 +136,7 @@ EXPERIMENTS = {
         "SFT": f"{HALF} --method sft",
         "path": f"{HALF} {TWO}",
         "manners: path on GSM8K as it is": f"--data gsm8k {SMOL} {FOUR}",
-        "path, 960 rows": f"{HALF} {TWO} {SMALL}",  # what a CPU can do
+        "path, 960 rows": f"{HALF} {TWO} {SMALL}",
         "path at a price of 3, 960 rows": f"{HALF} {TWO} --switch_cost 3 {SMALL}",
     }),
     "gsm8k": ([0], {name: f"--data gsm8k {REAL} {flags}" for name, flags in (WHOLE | SWEPT).items()}),
